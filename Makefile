@@ -1,0 +1,45 @@
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test test-all lint format bench clean
+
+help: ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# torch comes first and alone, so that no other package chooses its build.
+$(VENV)/base: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/base requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+quickstart: $(VENV)/base ## Install, train on real English, evaluate, sample (minutes)
+	$(BIN)/python scripts/quickstart.py
+
+test: $(VENV)/dev ## The default tests (under ten minutes on two cores)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/dev ## Every test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/base ## Speed and memory beside a straightforward reference
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/sampling.py
+
+clean: ## Remove caches, not results
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

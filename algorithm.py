@@ -1,0 +1,454 @@
+"""What every way of training shares, once.
+
+An algorithm is a LightningModule that says two things: the loss terms of a batch (`loss_terms`) and
+how good the model is on a batch (`evaluate`). This class makes a training run of them:
+
+    optimiser and schedule   AdamW, fused where possible; LambdaLR on clamped progress
+    global normaliser        gradients are those of sum(w loss) / sum(w) over the whole global batch,
+                             whatever the ranks and accumulation steps it was cut into
+    guard                    a non-finite loss or gradient is never applied, and stops every rank
+    EMA                      swapped in for validation, stored in the checkpoint
+    checkpoints              plain data: load with weights_only=True, open with nothing else
+
+Nothing in the step waits for the device: sums and flags stay there until a later step reads them.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from data.tokenization import (
+    special_ids,
+    tokenizer_fingerprint,
+    tokenizer_from_state,
+    tokenizer_state,
+)
+from evaluation.statistics import ratio_with_standard_error
+from models.ema import ExponentialMovingAverage
+from models.precision import use_fastest_exact_matmul
+from runtime.checkpoint import provenance, read_checkpoint
+from runtime.config import instantiate, locate
+from runtime.errors import CheckpointError, NonFiniteError
+from runtime.overrides import checkpoint_config, overridden_keys
+from runtime.validation import validate
+
+
+class LossTerms(NamedTuple):
+    """Additive parts of a weighted loss: the loss of any union of batches is sum / weight.
+
+    loss: sum of w * l over the scored places, with its gradient. weight: their total weight (a
+    count, when the weights average one). row_losses: detached sum per row, to name a bad one.
+    """
+
+    loss: Tensor
+    weight: Tensor
+    row_losses: Tensor
+
+
+class Likelihood(NamedTuple):
+    """Negative log-likelihood (or its bound) of every row, nats, and its number of tokens."""
+
+    nll: Tensor
+    tokens: Tensor
+
+
+class EvaluatedRows(NamedTuple):
+    """Rows of a whole evaluation: dataset index [R], nll in nats [R, draws], tokens [R]."""
+
+    index: Tensor
+    nll: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class _StepRecord:
+    """What has been added up since the last optimiser step."""
+
+    loss: Tensor
+    weight: Tensor
+    places: int = 0
+    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Verdict(NamedTuple):
+    """Whether a step was finite, to be read when its event has passed."""
+
+    step: int
+    finite: Tensor
+    rows: list[tuple[Tensor, Tensor]]
+    event: Any
+
+
+class Algorithm(L.LightningModule):
+    """Base of every algorithm.
+
+    Args:
+        config: the whole resolved configuration, as a plain dict or a DictConfig.
+        tokenizer: state of the tokenizer (`data.tokenization.tokenizer_state`); it travels with
+            the checkpoint, so that a model can be opened and can speak without its data.
+    """
+
+    def __init__(self, config: dict | DictConfig, tokenizer: dict) -> None:
+        super().__init__()
+        use_fastest_exact_matmul()
+        self.config = to_plain(config)
+        self.tokenizer_state = tokenizer
+        self.tokenizer = tokenizer_from_state(tokenizer)
+        self.special = special_ids(self.tokenizer)
+        self.ema: ExponentialMovingAverage | None = None
+        self.eval_draws = 1
+        self.data_fingerprint: str | None = None
+        self.evaluated: EvaluatedRows | None = None
+        self._swapped = False
+        self._record: _StepRecord | None = None
+        self._verdict: _Verdict | None = None
+        self._parts: list[EvaluatedRows] = []
+
+    # What an algorithm defines ------------------------------------------------------------------
+
+    def loss_terms(self, batch: dict[str, Tensor]) -> LossTerms:
+        """Loss of one micro-batch, as sums."""
+        raise NotImplementedError(f"{type(self).__name__} defines no training loss")
+
+    def evaluate(self, batch: dict[str, Tensor], draw: int) -> Likelihood:
+        """Likelihood of every row under Monte-Carlo draw number `draw`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no likelihood")
+
+    # Building -----------------------------------------------------------------------------------
+
+    def create_ema(self) -> None:
+        """Start the moving average at the present weights; call once the weights are in place."""
+        decay = self.config["training"]["ema"]
+        self.ema = ExponentialMovingAverage(self.parameters(), decay) if decay > 0 else None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over all weights, and the schedule stepped once per optimiser step."""
+        optim = self.config["optim"]
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=optim["lr"],
+            betas=(optim["beta1"], optim["beta2"]),
+            eps=optim["eps"],
+            weight_decay=optim["weight_decay"],
+            fused=True,
+        )
+        factor = instantiate(self.config["lr_scheduler"])
+        multiplier = partial(factor, total_steps=self.trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
+        }
+
+    # Training -----------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Bring the moving average to the weights' device."""
+        if self.ema is None:
+            self.create_ema()
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Backpropagate the summed loss; its normaliser is applied to the gradient of the step."""
+        terms = self.loss_terms(batch)
+        places = batch["input_ids"].numel()
+        self._add(terms, places, batch["index"])
+        return terms.loss / places
+
+    def _add(self, terms: LossTerms, places: int, index: Tensor) -> None:
+        if self._record is None:
+            zero = torch.zeros((), device=self.device)
+            self._record = _StepRecord(zero, zero)
+        record = self._record
+        record.loss = record.loss + terms.loss.detach().float()
+        record.weight = record.weight + terms.weight.float()
+        record.places += places
+        record.rows.append((index, terms.row_losses.detach()))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Normalise, guard and clip the gradient of one optimiser step.
+
+        The accumulated, rank-averaged gradient is that of (sum of losses) / (places); the wanted
+        one is that of (sum of losses) / (sum of weights). The ratio, the clipping factor and the
+        finiteness flag all go into the fused kernel, so no pass over the gradients is added.
+        """
+        record, self._record = self._record, None
+        assert record is not None, "an optimiser step without a training step"
+        places = torch.tensor(float(record.places), device=self.device)
+        totals = self._sum_over_ranks(torch.stack([record.loss, record.weight, places]))
+        loss = totals[0] / totals[1]
+        scale = totals[2] / totals[1]
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = self._gradient_norm(grads) * scale
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        if gradient_clip_val:
+            scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
+        optimizer.grad_scale = scale.reciprocal()
+        optimizer.found_inf = (~finite).float()
+        self._check_previous_verdict()
+        self._verdict = self._flag(finite, record.rows)
+        if self.device.type == "cpu":
+            self._check_previous_verdict()
+        self._log_step(loss, norm, totals[1], optimizer)
+
+    def _log_step(self, loss: Tensor, norm: Tensor, weight: Tensor, optimizer) -> None:
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/grad_norm", norm)
+        self.log("train/weight", weight)
+        self.log("lr", optimizer.param_groups[0]["lr"])
+
+    def _gradient_norm(self, grads: list[Tensor]) -> Tensor:
+        norm = torch.nn.utils.get_total_norm(grads, foreach=True).float()
+        if type(self.trainer.strategy).__name__ == "FSDPStrategy":
+            norm = self._sum_over_ranks(norm.square()).sqrt()
+        return norm
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)
+        return values
+
+    def _flag(self, finite: Tensor, rows: list[tuple[Tensor, Tensor]]) -> _Verdict:
+        event = None
+        if finite.is_cuda:
+            finite = finite.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        return _Verdict(self.trainer.global_step, finite, rows, event)
+
+    def _check_previous_verdict(self) -> None:
+        """Stop if the last flagged step was not finite; the kernel has already skipped it."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is None:
+            return
+        if verdict.event is not None:
+            verdict.event.synchronize()
+        if bool(verdict.finite):
+            return
+        bad = [
+            i for ix, loss in verdict.rows for i in ix[~torch.isfinite(loss).to(ix.device)].tolist()
+        ]
+        rows = bad or [i for index, _ in verdict.rows for i in index.tolist()]
+        what = "loss" if bad else "gradient"
+        raise NonFiniteError(
+            f"non-finite {what} at step {verdict.step}, rows {rows[:16]}"
+            f"{' ...' if len(rows) > 16 else ''}: the step was not applied",
+            verdict.step,
+        )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
+        """One step of the optimiser, then of the moving average."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self.parameters())
+
+    def on_train_end(self) -> None:
+        """The last step's flag has nobody behind it to read it."""
+        self._check_previous_verdict()
+
+    # Validation ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Inside, the weights are their moving averages (if there are any)."""
+        self._swap_ema(True)
+        try:
+            yield
+        finally:
+            self._swap_ema(False)
+
+    def _swap_ema(self, use_ema: bool) -> None:
+        if self.ema is not None and use_ema != self._swapped:
+            self.ema.to(self.device)
+            self.ema.swap(self.parameters())
+            self._swapped = use_ema
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate the moving average while training."""
+        self._parts = []
+        if self.trainer.state.fn == "fit":
+            self._swap_ema(True)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Likelihood of every row in every draw, in fp32 whatever the training precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            draws = [self.evaluate(batch, draw) for draw in range(self.eval_draws)]
+        nll = torch.stack([draw.nll for draw in draws], dim=-1)
+        parts = batch["index"], nll.double(), draws[0].tokens.double()
+        self._parts.append(EvaluatedRows(*(part.cpu() for part in parts)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log nats per token with its standard error, perplexity and bits; undo the swap.
+
+        `evaluated` keeps the rows, in the order of the dataset.
+        """
+        self._swap_ema(False)
+        rows = [self._gather(torch.cat(column)) for column in zip(*self._parts, strict=True)]
+        order = rows[0].argsort()
+        self.evaluated = EvaluatedRows(*(column[order] for column in rows))
+        nll_R, tokens_R = self.evaluated.nll.mean(-1).numpy(), self.evaluated.tokens.numpy()
+        mean, error = ratio_with_standard_error(nll_R, tokens_R)
+        self.log_dict(
+            {
+                "val/nll": mean,
+                "val/nll_se": error,
+                "val/ppl": math.exp(mean),
+                "val/bpd": mean / math.log(2.0),
+            }
+        )
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """Rows of all ranks, which may hold different numbers of them."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return values
+        parts: list[Tensor] = [None] * dist.get_world_size()  # type: ignore[list-item]
+        dist.all_gather_object(parts, values)
+        return torch.cat(parts)
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the configuration, the tokenizer, the moving average and where the run came from."""
+        self._swap_ema(False)  # a validation that was cut short must not leak into the raw weights
+        checkpoint["hyper_parameters"] = {"config": self.config, "tokenizer": self.tokenizer_state}
+        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
+        checkpoint["provenance"] = provenance(self.config, self.data_fingerprint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another algorithm or tokenizer; take over the moving average."""
+        self.check_compatible(checkpoint, "checkpointing.resume_ckpt_path")
+        if self.ema is None:
+            self.create_ema()
+        if self.ema is not None and checkpoint["ema"] is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+
+    def check_compatible(self, checkpoint: dict[str, Any], key: str, same_algorithm=True) -> None:
+        """Raise CheckpointError unless the checkpoint fits this algorithm and tokenizer."""
+        stored = checkpoint["hyper_parameters"]
+        theirs, ours = stored["config"]["algo"]["name"], self.config["algo"]["name"]
+        if same_algorithm and theirs != ours:
+            raise CheckpointError(
+                f"{key}: checkpoint of algo={theirs}, but this run has algo={ours}"
+            )
+        their_tokens = tokenizer_fingerprint(tokenizer_from_state(stored["tokenizer"]))
+        our_tokens = tokenizer_fingerprint(self.tokenizer)
+        if their_tokens != our_tokens:
+            raise CheckpointError(
+                f"{key}: its tokenizer ({their_tokens[:12]}) is not that of the data"
+                f" ({our_tokens[:12]}); use the data and tokenizer it was trained with"
+            )
+
+    def load_pretrained(self, path: str | Path, allow_partial: bool = False) -> None:
+        """Start from another run's weights and moving average, but from none of its counters.
+
+        Raises:
+            CheckpointError: a tensor is missing, left over or misshapen, and `allow_partial` is
+                false; the message names all of them.
+        """
+        checkpoint = read_checkpoint(path)
+        self.check_compatible(checkpoint, "training.from_pretrained", same_algorithm=False)
+        source, target = checkpoint["state_dict"], self.state_dict()
+        usable = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
+        problems = [f"missing {k}" for k in target if k not in source]
+        problems += [f"unexpected {k}" for k in source if k not in target]
+        problems += [f"misshapen {k}" for k in source if k in target and k not in usable]
+        if problems and not allow_partial:
+            raise CheckpointError(
+                f"training.from_pretrained={path}: {'; '.join(problems)}"
+                " (training.allow_partial=true loads the rest)"
+            )
+        for problem in problems:
+            L.pytorch.utilities.rank_zero_warn(f"training.from_pretrained: {problem}")
+        self.load_state_dict(usable, strict=False)
+        self.create_ema()
+        if self.ema is not None and checkpoint["ema"] is not None and not problems:
+            self.ema.load_state_dict({**checkpoint["ema"], **self._ema_counters()})
+
+    def _ema_counters(self) -> dict[str, Any]:
+        assert self.ema is not None
+        return {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        config: dict | DictConfig | None = None,
+        map_location: str | torch.device = "cpu",
+        weights: str = "ema",
+    ) -> "Algorithm":
+        """Open a checkpoint with nothing but the file; the model comes back in eval mode.
+
+        Args:
+            checkpoint_path: best.ckpt or last.ckpt of a run.
+            config: configuration to use instead of the stored one.
+            map_location: device of the weights.
+            weights: "ema" (what validation measured) or "raw" (what training goes on from).
+
+        Raises:
+            CheckpointError: the file is missing, damaged, hostile, or of another algorithm.
+        """
+        if weights not in ("ema", "raw"):
+            raise ValueError(f"weights={weights}: allowed ema, raw")
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        stored = checkpoint["hyper_parameters"]
+        plain = stored["config"] if config is None else to_plain(config)
+        target = locate(plain["algo"]["_target_"])
+        if not issubclass(target, cls):
+            raise CheckpointError(
+                f"{checkpoint_path}: holds {target.__name__}, which is not a {cls.__name__}"
+            )
+        model = target(plain, stored["tokenizer"])
+        model.load_state_dict(checkpoint["state_dict"])
+        model.create_ema()
+        if model.ema is not None and checkpoint["ema"] is not None:
+            model.ema.load_state_dict(checkpoint["ema"])
+            model._swap_ema(weights == "ema")
+        return model.to(map_location).eval()
+
+
+def to_plain(config: dict | DictConfig) -> dict[str, Any]:
+    """A configuration as nested dicts and lists: what a checkpoint can hold safely."""
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return config  # type: ignore[return-value]
+
+
+def open_checkpoint(config: DictConfig) -> tuple[Algorithm, DictConfig]:
+    """The model of `eval.checkpoint_path`, and the configuration to evaluate it with.
+
+    What the model and its data are comes from the checkpoint, except for what the command line
+    says (`runtime.overrides`).
+    """
+    path = config.eval.checkpoint_path
+    stored = read_checkpoint(path)["hyper_parameters"]["config"]
+    merged = checkpoint_config(config, stored, overridden_keys())
+    validate(merged)
+    model = Algorithm.load_from_checkpoint(path, merged, weights=config.eval.weights)
+    return model, merged
+
+
+def build_algorithm(config: DictConfig, data: Any) -> Algorithm:
+    """The algorithm that `config.algo._target_` names, started from pretrained weights if asked."""
+    plain = to_plain(config)
+    algorithm = locate(plain["algo"]["_target_"])(plain, tokenizer_state(data.tokenizer))
+    algorithm.data_fingerprint = data.fingerprint
+    path = plain["training"]["from_pretrained"]
+    if path is not None:
+        algorithm.load_pretrained(path, plain["training"]["allow_partial"])
+    return algorithm

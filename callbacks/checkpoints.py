@@ -1,0 +1,89 @@
+"""checkpoints/best.ckpt and checkpoints/last.ckpt.
+
+Lightning's own ModelCheckpoint saves inside a step, before the step's metrics are logged and
+before a validation that is due; a run that dies there resumes without them. Here `last.ckpt` is
+written between two steps, when everything that belongs to the first one is done.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class BestAndLast(Checkpoint):
+    """Keeps the best validated weights and the newest state.
+
+    Args:
+        dirpath: folder of the two files.
+        every_n_steps: optimiser steps between two `last.ckpt`; one more is written at the end.
+        monitor: metric of validation that decides what is best; smaller is better.
+    """
+
+    def __init__(
+        self, dirpath: str | Path, every_n_steps: int = 500, monitor: str = "val/nll"
+    ) -> None:
+        self.best_path = Path(dirpath) / "best.ckpt"
+        self.last_path = Path(dirpath) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self.monitor = monitor
+        self.best_score = math.inf
+        self.best_step = 0
+        self._last_saved = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What was just loaded need not be saved again."""
+        self._last_saved = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save `last.ckpt` between two optimiser steps."""
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step != self._last_saved
+        if due and between_steps(trainer, batch_idx):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save `best.ckpt` if this validation is the best so far."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and float(score) < self.best_score:
+            self.best_score, self.best_step = float(score), trainer.global_step
+            trainer.save_checkpoint(self.best_path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the final state."""
+        if trainer.global_step != self._last_saved:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        self._last_saved = trainer.global_step
+        trainer.save_checkpoint(self.last_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, so that a resumed run does not overwrite a better `best.ckpt`."""
+        return {"best_score": self.best_score, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+
+
+class FinalValidation(L.Callback):
+    """Validates after the last step, also when `trainer.val_check_interval` does not hit it."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Make the last micro-batch one after which validation is due."""
+        if batch_idx + 1 == trainer.num_training_batches:
+            trainer.val_check_batch = batch_idx + 1
+
+
+def between_steps(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether the micro-batch about to start is the first of an optimiser step."""
+    return batch_idx % trainer.accumulate_grad_batches == 0

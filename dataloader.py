@@ -1,0 +1,308 @@
+"""The data of a run: `LanguageData` turns a configuration into batches for every algorithm."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from data.arrow import Rows, cache_path, open_or_build
+from data.batches import RowDataset, RowStream, ShardedLoader, identity
+from data.errors import DataError
+from data.fingerprint import fingerprint
+from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
+from data.packing import IDS, Block, PackingOptions, PackingReport, pack
+from data.source import Source, require_split
+from data.tokenization import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint
+from data.unigram import unigram_cross_entropy
+from runtime.config import instantiate
+
+log = logging.getLogger(__name__)
+
+_SPLITS_OF_STAGE = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
+
+
+class LanguageData(L.LightningDataModule):
+    """Source, tokenizer, token cache and loaders of one configuration.
+
+    Everything is made when first asked for, so it works inside a `Trainer` and without one.
+
+    Args:
+        config: the composed configuration; read are `data`, `loader`, `model.length` and `seed`.
+        tokenizer: used instead of the configured one, e.g. that of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig | Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+        self._given_tokenizer = tokenizer
+        self._rows: dict[str, Rows] = {}
+
+    @classmethod
+    def for_model(
+        cls, config: DictConfig, tokenizer: PreTrainedTokenizerFast, named: bool
+    ) -> "LanguageData":
+        """Data to evaluate a model on, read with the model's own tokenizer.
+
+        Args:
+            config: the configuration of the evaluation.
+            tokenizer: the checkpoint's.
+            named: whether the user asked for `data.tokenizer_name_or_path`; it must then agree.
+
+        Raises:
+            DataError: it does not.
+        """
+        if named:
+            theirs = cls(config).tokenizer
+            if tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+                raise DataError(
+                    f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
+                    " tokenizer that the checkpoint was trained with; leave it out to use that one"
+                )
+        return cls(config, tokenizer)
+
+    @cached_property
+    def source(self) -> Source:
+        """The documents, built from `data.source`."""
+        return instantiate(self.config.data.source)
+
+    @cached_property
+    def _content(self) -> str:
+        # Asking the source may mean hashing many gigabytes, so it is asked once.
+        return self.source.fingerprint()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, trained on the training documents if `bpe` or `word` is asked for."""
+        if self._given_tokenizer is not None:
+            return self._given_tokenizer
+        data = self.config.data
+        has_train = "train" in self.source.splits
+        return load_tokenizer(
+            data.tokenizer_name_or_path,
+            documents=self._texts("train") if has_train else None,
+            corpus_fingerprint=self._content,
+            vocab_size=data.get("vocab_size"),
+            cache_dir=data.cache_dir,
+        )
+
+    @cached_property
+    def special(self) -> SpecialIds:
+        """Ids of the special tokens, and the vocabulary size of a model for this data."""
+        return special_ids(self.tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the training rows: documents, tokenizer and packing."""
+        return fingerprint(self._key("train") | {"streaming": bool(self.config.data.streaming)})
+
+    def rows(self, split: str) -> Rows:
+        """The packed rows of a split, from the token cache, which is built first if need be.
+
+        Raises:
+            DataError: the split does not exist or does not fill a single row.
+        """
+        if split not in self._rows:
+            require_split(self.source, split)
+            key = self._key(split)
+            path = cache_path(self.config.data.cache_dir, key)
+            build = partial(self._pack, split)
+            rows = open_or_build(path, key, self.special.vocab_size, build)
+            log.info("%s %s: %s (%s)", self.config.data.name, split, rows.report, path)
+            if not len(rows):
+                raise DataError(
+                    f"{split} split of {self.config.data.name!r} does not fill one row of "
+                    f"model.length={self.config.model.length} tokens ({rows.report})"
+                )
+            self._rows[split] = rows
+        return self._rows[split]
+
+    def prepare_data(self) -> None:
+        """Build tokenizer and token caches; Lightning calls it once per machine."""
+        stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)
+        self.setup(stage)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what `stage` (fit, validate or test) needs."""
+        for split in _SPLITS_OF_STAGE.get(stage or "fit", ()):
+            if not self._is_streamed(split):
+                self.rows(split)
+
+    def train_dataloader(self) -> ShardedLoader:
+        """The training batches from the trainer's current step to its last one."""
+        assert self.trainer is not None, "without a trainer, call train_loader"
+        return self.train_loader(
+            start_step=self.trainer.global_step,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            accumulate=self.trainer.accumulate_grad_batches,
+            max_steps=self.trainer.max_steps,
+        )
+
+    def train_loader(
+        self, *, max_steps: int, start_step: int = 0, rank: int = 0, world: int = 1,
+        accumulate: int = 1,
+    ) -> ShardedLoader:  # fmt: skip
+        """The training batches of one rank, for the steps `start_step` to `max_steps`.
+
+        Its length is that of the whole run, `max_steps * accumulate` micro-batches.
+
+        Raises:
+            DataError: sizes that do not fit together, too few rows, or no last step.
+        """
+        if max_steps < 1:
+            raise DataError(f"trainer.max_steps={max_steps}: must be at least 1")
+        size = self.config.loader.global_batch_size
+        micro = self.config.loader.batch_size or max(1, size // (world * accumulate))
+        check_batch_sizes(size, micro, world, accumulate)
+        shares = {"rank": rank, "world": world, "accumulate": accumulate}
+        if self._is_streamed("train"):
+            loader = self._stream(size, micro, max_steps, start_step=start_step, **shares)
+        else:
+            rows = self.rows("train")
+            start = start_step * size
+            sampler = GlobalBatchSampler(
+                len(rows), size, micro, self.config.seed, max_steps, start_sample=start, **shares
+            )
+            loader = self._map_style(rows, sampler)
+        return ShardedLoader(loader, max_steps * accumulate)
+
+    def val_dataloader(self) -> ShardedLoader:
+        """This rank's share of the validation rows."""
+        return self.eval_loader("validation")
+
+    def test_dataloader(self) -> ShardedLoader:
+        """This rank's share of the test rows."""
+        return self.eval_loader("test")
+
+    def eval_loader(
+        self, split: str, limit_rows: int | None = None, *, rank: int | None = None,
+        world: int | None = None,
+    ) -> ShardedLoader:  # fmt: skip
+        """Rows `rank::world` of a split (of its first `limit_rows`), each once, without padding.
+
+        `rank` and `world` are the trainer's if there is one, else 0 and 1.
+        """
+        if rank is None or world is None:
+            trainer = self.trainer
+            rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        rows = self.rows(split)
+        count = len(rows) if limit_rows is None else min(limit_rows, len(rows))
+        loader = self.config.loader
+        batch_size = loader.eval_batch_size or max(1, loader.eval_global_batch_size // world)
+        sampler = ShardedBatchSampler(count, batch_size, rank, world)
+        return ShardedLoader(self._map_style(rows, sampler), len(sampler))
+
+    def unigram_metrics(self, split: str) -> dict[str, float]:
+        """`unigram_ppl`: what any model must beat, per real token; empty without training rows."""
+        if "train" not in self.source.splits or self._is_streamed("train"):
+            return {}
+        nats = unigram_cross_entropy(
+            self.rows("train"), self.rows(split), self.special.vocab_size, ignore_bos=True
+        )
+        return {"unigram_ppl": math.exp(nats)}
+
+    def texts_of_rows(self, split: str, index: Sequence[int]) -> list[str]:
+        """Decoded text of rows of a split, special tokens left out."""
+        tokens = self.rows(split).take(np.asarray(index, dtype=np.int64))[IDS]
+        return self.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must agree with."""
+        size = self.config.loader.global_batch_size
+        steps = 0 if self.trainer is None else self.trainer.global_step
+        return {
+            "samples_seen": steps * size,
+            "fingerprint": self.fingerprint,
+            "global_batch_size": size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the checkpoint saw this data in this order; the place follows from its step.
+
+        Raises:
+            DataError: other data, or another global batch size.
+        """
+        if state_dict["fingerprint"] != self.fingerprint:
+            raise DataError(
+                f"cannot resume: the checkpoint was trained on data {state_dict['fingerprint']}, "
+                f"this configuration gives data {self.fingerprint}; restore data, tokenizer and "
+                "model.length"
+            )
+        size = self.config.loader.global_batch_size
+        if state_dict["global_batch_size"] != size:
+            raise DataError(
+                f"cannot resume: the checkpoint has loader.global_batch_size="
+                f"{state_dict['global_batch_size']}, this configuration has {size}"
+            )
+
+    def _is_streamed(self, split: str) -> bool:
+        # Held-out rows are read again and again and must be counted: they are always cached.
+        return bool(self.config.data.streaming) and split == "train"
+
+    def _texts(self, split: str) -> Iterator[str]:
+        for document in self.source.documents(split):
+            yield document["text"]
+
+    def _options(self, split: str) -> PackingOptions:
+        data = self.config.data
+        training = split == "train"
+        return PackingOptions(
+            length=self.config.model.length,
+            wrap=data.wrap,
+            insert_special=data.insert_train_special if training else data.insert_valid_special,
+            insert_eos=data.insert_train_eos if training else data.insert_valid_eos,
+        )
+
+    def _key(self, split: str) -> dict[str, str | int | bool]:
+        return {
+            "source": str(self.config.data.name),
+            "split": split,
+            "content": self._content,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            **vars(self._options(split)),
+        }
+
+    def _pack(self, split: str, report: PackingReport) -> Iterator[Block]:
+        documents = self.source.documents(split)
+        return pack(documents, self.tokenizer, self.special, self._options(split), report)
+
+    def _stream(self, size: int, micro: int, max_steps: int, **place: int) -> DataLoader:
+        workers = self.config.loader.num_workers
+        if workers > 1:
+            raise DataError(f"loader.num_workers={workers}: streamed data takes 0 or 1")
+        stream = RowStream(
+            lambda: self._pack("train", PackingReport()),
+            size,
+            micro,
+            max_steps,
+            score_padding=self.config.data.score_padding,
+            **place,
+        )
+        return DataLoader(stream, batch_size=None, **self._loader_options())
+
+    def _map_style(
+        self, rows: Rows, sampler: GlobalBatchSampler | ShardedBatchSampler
+    ) -> DataLoader:
+        dataset = RowDataset(rows, self.config.data.score_padding)
+        options = self._loader_options()
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=identity, **options)
+
+    def _loader_options(self) -> dict[str, Any]:
+        workers = self.config.loader.num_workers
+        return {
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": workers > 0,
+        }

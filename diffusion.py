@@ -1,0 +1,294 @@
+"""Masked diffusion, block diffusion and autoregression: one backbone, three ways to corrupt.
+
+    MDLM    all of x_t at once, bidirectional                     arXiv 2406.07524
+    BD3LM   [x_t ; x_0], blocks denoised given clean past blocks  arXiv 2503.09573
+    AR      the next token, causal
+
+A batch is corrupted on the host, next to the data: noise is a hash of (seed, step, position in the
+global batch), so it is the same on any number of ranks, and the number of masked rows is known
+without asking the device. The network then computes logits for exactly those rows.
+
+Legend: B sequences, L tokens, K blocks, S block size, M masked rows, D features.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algorithm import Algorithm, Likelihood, LossTerms
+from models.attention import BlockDiffusionAttention, FullAttention
+from objectives.keyed import keyed_phase, keyed_uniform
+from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
+from objectives.masking import (
+    bernoulli_mask,
+    count_mask,
+    exact_count,
+    maskable_per_block,
+    rate_bounds,
+    spread_times,
+    truncated_binomial,
+)
+from runtime.config import instantiate
+
+# What a random number is for; part of its key, so that no two uses share numbers.
+TIME, MASK, COUNT, EVAL_MASK, EVAL_COUNT = range(5)
+FULL_INTERVAL = (1e-3, 1.0)
+
+
+class Diffusion(Algorithm):
+    """Common part: a denoiser that predicts tokens at selected rows of a corrupted input."""
+
+    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
+        super().__init__(config, tokenizer)
+        config = self.config
+        self.length = config["model"]["length"]
+        self.block_size = config["block_size"]
+        self.seed = config["seed"]
+        self.ignore_bos = config["algo"]["ignore_bos"]
+        self.backbone = instantiate(
+            {k: v for k, v in config["model"].items() if k != "name"},
+            vocab_size=self.special.vocab_size,
+            time_conditioning=config["algo"]["time_conditioning"],
+        )
+        noise = {k: v for k, v in config["noise"].items() if k not in ("name", "type")}
+        if config["algo"]["mdlm_loss_scale"]:
+            noise["eps"] = 1e-3
+        self.noise = instantiate(noise)
+        self._patterns: dict[str, Any] = {}
+
+    # The three ways ------------------------------------------------------------------------------
+
+    def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Inputs, rows, targets and weights of a training batch (host tensors)."""
+        raise NotImplementedError
+
+    def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
+        """The same for one Monte-Carlo draw of the unweighted likelihood bound."""
+        raise NotImplementedError
+
+    def network_input(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Token ids in the order that the attention pattern expects."""
+        return inputs["xt"]
+
+    def new_pattern(self, device: torch.device) -> Any:
+        """The attention pattern of training."""
+        raise NotImplementedError
+
+    # Shared --------------------------------------------------------------------------------------
+
+    def attention(self) -> Any:
+        """The training pattern on the model's device, built once."""
+        key = str(self.device)
+        if key not in self._patterns:
+            self._patterns[key] = self.new_pattern(self.device)
+        return self._patterns[key]
+
+    def on_before_batch_transfer(
+        self, batch: dict[str, Any], dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Corrupt on the host, before the batch travels to the device."""
+        if self.trainer.training:
+            batch["inputs"] = self.corrupt(batch, self.trainer.global_step)
+        else:
+            batch["draws"] = [self.corrupt_for_bound(batch, d) for d in range(self.eval_draws)]
+        return batch
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[M, D] features of the selected rows."""
+        return self.backbone(
+            self.network_input(inputs),
+            self.attention(),
+            rows_M=inputs["rows"],
+            sigma_BS=inputs.get("sigma"),
+        )
+
+    def loss_terms(self, batch: dict[str, Any]) -> LossTerms:
+        """Weighted cross-entropy of the selected rows, as a sum."""
+        inputs = batch["inputs"]
+        head = self.backbone.output_layer.linear
+        loss, loss_M = head_cross_entropy(
+            self.features(inputs),
+            head.weight,
+            head.bias,
+            inputs["targets"],
+            inputs["weights"],
+            self.special.mask,
+        )
+        owner_M = inputs["rows"] // self.length
+        per_row = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
+        return LossTerms(loss, inputs["scored"], per_row)
+
+    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
+        """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
+        inputs = batch["draws"][draw]
+        logits_MV = self.backbone.logits(self.features(inputs))
+        loss_M = masked_cross_entropy(logits_MV, inputs["targets"], self.special.mask)
+        owner_M = inputs["rows"] // self.length
+        nll_B = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
+        return Likelihood(nll_B, (self.scored_places(batch) & batch["token_mask"]).sum(-1))
+
+    @torch.no_grad()
+    def nll(self, batch: dict[str, Tensor], num_draws: int = 1) -> Tensor:
+        """Bound on -log p in nats, [B, draws], outside of any trainer (notebooks, tests)."""
+        draws = []
+        for draw in range(num_draws):
+            inputs = self.corrupt_for_bound(batch, draw)
+            moved = {k: v.to(self.device) for k, v in inputs.items()}
+            draws.append(self.evaluate({**batch, "draws": {draw: moved}}, draw).nll)
+        return torch.stack(draws, dim=-1)
+
+    def scored_places(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L] places that the likelihood counts: not the beginning-of-sequence token."""
+        scored_BL = batch["loss_mask"]
+        if self.ignore_bos:
+            scored_BL = scored_BL.clone()
+            scored_BL[:, 0] = False
+        return scored_BL
+
+    def select(
+        self, batch: dict[str, Tensor], xt_BL: Tensor, mask_BL: Tensor, weight_BL: Tensor
+    ) -> dict[str, Tensor]:
+        """Gather what the loss needs: the masked rows, their tokens and weights."""
+        rows_M = mask_BL.flatten().nonzero()[:, 0]
+        return {
+            "xt": xt_BL,
+            "x0": batch["input_ids"],
+            "rows": rows_M,
+            "targets": batch["input_ids"].flatten()[rows_M],
+            "weights": weight_BL.flatten()[rows_M],
+            "scored": self.scored_places(batch).sum(),
+        }
+
+
+class MDLM(Diffusion):
+    """Masked diffusion: every token is masked with probability p(t), one t per sequence.
+
+    Loss per token p'(t)/p(t) * -log p_theta(x_l | x_t) at masked places (SUBS parameterisation).
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
+        super().__init__(config, tokenizer)
+        training = self.config["training"]
+        self.interval = (training["sampling_eps_min"], training["sampling_eps_max"])
+        self.resample = training["resample"] and self.interval != FULL_INTERVAL
+        self.antithetic = training["antithetic_sampling"]
+        # As published, the ends of the full interval do not bound the realised rate.
+        low = 0.0 if self.interval[0] == FULL_INTERVAL[0] else self.interval[0]
+        self._count_bounds = (
+            rate_bounds(self.block_size, low, self.interval[1]) if self.resample else None
+        )
+
+    def new_pattern(self, device: torch.device) -> FullAttention:
+        """Everything sees everything."""
+        return FullAttention(self.length, False, self.backbone.attn_backend, device)
+
+    def sample_times(self, position_B: Tensor, step: int) -> Tensor:
+        """[B, K] times of all blocks, evenly spread over the global batch unless switched off."""
+        num_blocks, key = self.length // self.block_size, (self.seed, TIME, step)
+        low, high = self.interval
+        if self.antithetic:
+            return spread_times(position_B, num_blocks, keyed_phase(key), low, high)
+        return low + (high - low) * keyed_uniform(key, position_B, num_blocks)
+
+    def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Draw times, then masks, then weights.
+
+        1. t for every block; 2. p(t) and the weight p'(t)/p(t); 3. the mask: independent per token,
+        or with `training.resample` conditioned on a rate inside the interval; 4. x_t and its rows.
+        """
+        x0_BL, position_B = batch["input_ids"], batch["position"]
+        maskable_BL = self.scored_places(batch)
+        time_BK = self.sample_times(position_B, step)
+        probability_BK = self.noise.probability(time_BK)
+        weight_BL = self.noise.weight(time_BK).repeat_interleave(self.block_size, dim=1)
+        uniform_BL = keyed_uniform((self.seed, MASK, step), position_B, self.length)
+        if self._count_bounds is None:
+            probability_BL = probability_BK.repeat_interleave(self.block_size, dim=1)
+            mask_BL = bernoulli_mask(uniform_BL, probability_BL) & maskable_BL
+        else:
+            uniform_BK = keyed_uniform((self.seed, COUNT, step), position_B, time_BK.shape[1])
+            count_BK = truncated_binomial(
+                uniform_BK,
+                maskable_per_block(maskable_BL, self.block_size),
+                probability_BK,
+                *self._count_bounds,
+            )
+            mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
+        xt_BL = x0_BL.masked_fill(mask_BL, self.special.mask)
+        return self._with_sigma(self.select(batch, xt_BL, mask_BL, weight_BL), probability_BK)
+
+    def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
+        """Mask n of each block's m places, n uniform on 1..m, with weight m/n.
+
+        The bound of continuous time with the masking probability integrated out. The noise depends
+        on the row and the draw alone, so every checkpoint is measured on the same masks.
+        """
+        maskable_BL, index_B = self.scored_places(batch), batch["index"]
+        maskable_BK = maskable_per_block(maskable_BL, self.block_size)
+        key = (self.seed, draw)
+        uniform_BK = keyed_uniform((*key, EVAL_COUNT), index_B, maskable_BK.shape[1])
+        uniform_BL = keyed_uniform((*key, EVAL_MASK), index_B, self.length)
+        count_BK = exact_count(uniform_BK, maskable_BK)
+        mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
+        weight_BK = maskable_BK / count_BK.clamp(min=1)
+        weight_BL = weight_BK.repeat_interleave(self.block_size, dim=1)
+        xt_BL = batch["input_ids"].masked_fill(mask_BL, self.special.mask)
+        rate_BK = count_BK / maskable_BK.clamp(min=1)
+        return self._with_sigma(self.select(batch, xt_BL, mask_BL, weight_BL), rate_BK)
+
+    def _with_sigma(self, inputs: dict[str, Tensor], rate_BK: Tensor) -> dict[str, Tensor]:
+        """Noise level -log(1 - p) of every input token, where the network is conditioned on it."""
+        if self.backbone.time_conditioning:
+            sigma_BK = -torch.log1p(-rate_BK.float() * (1.0 - FULL_INTERVAL[0]))
+            inputs["sigma"] = self.expand_sigma(sigma_BK.repeat_interleave(self.block_size, dim=1))
+        return inputs
+
+    def expand_sigma(self, sigma_BL: Tensor) -> Tensor:
+        """Noise levels in the order of the network's input."""
+        return sigma_BL
+
+
+class BD3LM(MDLM):
+    """Block diffusion: each block is an MDLM given the clean blocks before it, all in one pass."""
+
+    def new_pattern(self, device: torch.device) -> BlockDiffusionAttention:
+        """[x_t ; x_0]: noisy blocks see themselves and the clean past."""
+        backend = self.backbone.attn_backend
+        return BlockDiffusionAttention(self.length, self.block_size, backend, device)
+
+    def network_input(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[x_t ; x_0]."""
+        return torch.cat([inputs["xt"], inputs["x0"]], dim=1)
+
+    def expand_sigma(self, sigma_BL: Tensor) -> Tensor:
+        """Each noisy block at its own level, the clean half at zero."""
+        return torch.cat([sigma_BL, torch.zeros_like(sigma_BL)], dim=1)
+
+
+class AR(Diffusion):
+    """Autoregression with the same backbone: -log p(x_l | x_<l), exact."""
+
+    def new_pattern(self, device: torch.device) -> FullAttention:
+        """Causal."""
+        return FullAttention(self.length, True, self.backbone.attn_backend, device)
+
+    def scored_places(self, batch: dict[str, Tensor]) -> Tensor:
+        """The first token has nothing before it and is never predicted."""
+        scored_BL = batch["loss_mask"].clone()
+        scored_BL[:, 0] = False
+        return scored_BL
+
+    def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Nothing is hidden: row l predicts token l + 1 with weight 1."""
+        x0_BL = batch["input_ids"]
+        next_BL = self.scored_places(batch).roll(-1, dims=1)
+        inputs = self.select(batch, x0_BL, next_BL, torch.ones(x0_BL.shape))
+        inputs["targets"] = x0_BL.flatten()[inputs["rows"] + 1]
+        if self.backbone.time_conditioning:
+            inputs["sigma"] = torch.zeros(x0_BL.shape)
+        return inputs
+
+    def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
+        """The same: there is nothing to draw."""
+        return self.corrupt(batch, draw)

@@ -1,0 +1,1 @@
+"""Turning rows into numbers: rates, likelihoods, and the intervals that belong to them."""

@@ -1,0 +1,1 @@
+"""Networks: tensors to features and logits. They know tokens and times, not losses or datasets."""

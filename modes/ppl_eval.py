@@ -1,0 +1,56 @@
+"""mode=ppl_eval: the unweighted likelihood bound of a checkpoint on a data set."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from algorithm import open_checkpoint
+from callbacks.progress import progress_bar
+from data.grammar_model import ProbabilisticGrammar
+from dataloader import LanguageData
+from evaluation.perplexity import (
+    gap_to_truth,
+    likelihood_metrics,
+    true_nll,
+    write_likelihoods,
+)
+from evaluation.tables import metrics_table
+from runtime.checkpoint import provenance
+from runtime.overrides import overridden_keys
+from runtime.run import write_provenance
+from runtime.trainer import build_trainer
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate `eval.checkpoint_path` on `eval.split` with `eval.num_draws` draws per row.
+
+    The model, its data and tokenizer are the checkpoint's, unless overridden; another data set
+    (data=ptb) is read with the checkpoint's tokenizer. Exact for AR and for blocks of one token.
+
+    Returns:
+        nll (nats per token), its standard errors, ppl, bpd; unigram_ppl for comparison; on
+        `data=grammar` also the true value and the gap to it.
+    """
+    model, cfg = open_checkpoint(cfg)
+    data = LanguageData.for_model(
+        cfg, model.tokenizer, named="data.tokenizer_name_or_path" in overridden_keys()
+    )
+    model.eval_draws = cfg.eval.num_draws
+    trainer = build_trainer(cfg, logger=False, callbacks=[progress_bar()], limit_val_batches=None)
+    data.trainer = trainer
+    loader = data.eval_loader(cfg.eval.split, cfg.eval.limit_rows)
+    trainer.validate(model, dataloaders=loader, verbose=False)
+    rows = model.evaluated
+    assert rows is not None, "validation leaves its rows"
+    index_R, nll_RK, tokens_R = (column.numpy() for column in rows)
+    metrics = likelihood_metrics(nll_RK, tokens_R) | data.unigram_metrics(cfg.eval.split)
+    if isinstance(data.source, ProbabilisticGrammar):
+        texts = data.texts_of_rows(cfg.eval.split, index_R)
+        metrics |= gap_to_truth(nll_RK, tokens_R, true_nll(texts, data.source))
+        metrics["entropy"] = data.source.entropy_per_token()
+    if trainer.is_global_zero:
+        run_dir = Path(cfg.paths.run_dir)
+        write_likelihoods(run_dir / "likelihoods.jsonl", index_R, nll_RK, tokens_R)
+        write_provenance(run_dir, provenance(cfg, data.fingerprint))
+        print(metrics_table(f"{cfg.data.name} {cfg.eval.split}", metrics))
+    return metrics

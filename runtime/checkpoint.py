@@ -1,0 +1,184 @@
+"""Reading checkpoints without running them, and saying where one comes from."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import pickle
+import platform
+import re
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from runtime.config import ROOT, one_line
+from runtime.errors import CheckpointError
+
+REQUIRED_KEYS = ("state_dict", "hyper_parameters", "global_step", "provenance")
+
+# Where a run writes, what it records, how it resumes and which seed it drew do not make it another
+# experiment.
+_NOT_HASHED = ("callbacks", "checkpointing", "hydra", "logger", "paths", "seed")
+_LIBRARIES = ("torch", "lightning", "hydra-core", "transformers")
+
+
+def read_checkpoint(
+    path: str | Path, map_location: Any = "cpu", required: tuple[str, ...] = REQUIRED_KEYS
+) -> dict[str, Any]:
+    """Read a checkpoint as data; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        map_location: where tensors go, as for `torch.load`.
+        required: top-level keys without which the file is not one of ours.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding anything but tensors and plain Python.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        # mmap reads tensors when they are used; only the zip format of torch >= 1.6 has it.
+        mapped = zipfile.is_zipfile(path) and map_location == "cpu"
+        with warnings.catch_warnings(action="ignore"):  # remarks on formats; errors say enough
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
+    except Exception as error:  # a reader of arbitrary bytes may stumble in any way
+        reason = one_line(str(error))[:160]
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
+    _check_content(path, content, required)
+    return content
+
+
+def _refusal(message: str) -> str:
+    """One line for what torch's restricted reader refused (its own text advises to trust it)."""
+    name = re.search(r"(?:GLOBAL|global:?|class|function)\s+`?([\w.]+\.[\w.]+)", message)
+    if name is None:
+        reason = re.search(r"Unpickler error:\s*(.+)", message)
+        detail = f" ({reason.group(1)[:80]})" if reason else ""
+        return f"damaged or not a checkpoint{detail}; nothing was executed"
+    return (
+        f"refused, the file wants to load {name.group(1)}; nothing was executed; "
+        "allowed: tensors and plain Python values"
+    )
+
+
+def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a Palimpsest checkpoint (holds no dictionary)")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise CheckpointError(f"{path}: not a Palimpsest checkpoint (no {', '.join(missing)})")
+    hyper_parameters = content.get("hyper_parameters", {})
+    if isinstance(hyper_parameters, dict) and "_instantiator" in hyper_parameters:
+        # Lightning would import and call what this names (CVE-2026-58659).
+        raise CheckpointError(
+            f"{path}: refused, hyper_parameters._instantiator names code to run; "
+            "nothing was executed"
+        )
+
+
+def check_compatible(
+    path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    """Compare facts of a checkpoint with those of the run that wants to load it.
+
+    Args:
+        path: the checkpoint, for the message.
+        found: facts by name, e.g. {"algo": "mdlm", "mask_id": 50257}.
+        expected: the same facts of this run; only the names present here are compared.
+
+    Raises:
+        CheckpointError: at the first fact that differs.
+    """
+    for name, value in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{path}: does not say its {name}; this run has {value}")
+        if found[name] != value:
+            raise CheckpointError(
+                f"{path}: {name}={found[name]} in the checkpoint, {value} in this run; "
+                "allowed: equal values"
+            )
+
+
+def config_hash(config: DictConfig | Mapping[str, Any]) -> str:
+    """Identity of an experiment: 16 hex digits, the same for any order of keys.
+
+    Left out: `paths`, `checkpointing`, `callbacks`, `logger`, `seed`, and elsewhere the names
+    of folders in `paths` and `checkpointing.save_dir`, so that repetitions of one experiment
+    share one hash wherever they were written.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    places = [*plain.get("paths", {}).values(), plain.get("checkpointing", {}).get("save_dir")]
+    roots = sorted((place for place in places if isinstance(place, str)), key=len, reverse=True)
+    kept = {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _placeless(value: Any, roots: list[str]) -> Any:
+    """`value` with paths below `roots` made relative to them."""
+    if isinstance(value, Mapping):
+        return {key: _placeless(item, roots) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item, roots) for item in value]
+    if isinstance(value, str):
+        return next((value[len(r) :] for r in roots if f"{value}/".startswith(f"{r}/")), value)
+    return value
+
+
+def provenance(
+    config: DictConfig | Mapping[str, Any], data_fingerprint: str | None = None
+) -> dict[str, Any]:
+    """Where a result comes from: code, configuration, data and library versions.
+
+    Returns:
+        {"git", "config_hash", "data_fingerprint", "versions"}; plain strings, safe to store in a
+        checkpoint. `git` is None outside a repository and ends in "-dirty" with local changes.
+    """
+    return {
+        "git": _git_version(),
+        "config_hash": config_hash(config),
+        "data_fingerprint": data_fingerprint,
+        "versions": _versions(),
+    }
+
+
+@functools.cache  # the code that runs is the code at start, whatever is committed meanwhile
+def _git_version() -> str | None:
+    sha = _git("rev-parse", "HEAD")
+    if not sha:
+        return None
+    return sha + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in (*_LIBRARIES, "palimpsest")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

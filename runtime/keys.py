@@ -1,0 +1,194 @@
+"""The contract keys as a table: what each may hold. `runtime.validation` reads it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+ATTENTION = ("auto", "sdpa", "flex", "math")
+PRECISIONS = (
+    "16-mixed", "16-true", "32", "32-true", "64", "64-true", "bf16", "bf16-mixed", "bf16-true",
+    "transformer-engine", "transformer-engine-float16",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key.
+
+    Attributes:
+        path: dotted name.
+        test: whether a value is good; a bool is never taken for a number.
+        allowed: what the message says is allowed.
+        nullable: null stands for a default decided later.
+        optional: the key may be absent, because another component of its group lacks it.
+    """
+
+    path: str
+    test: Callable[[Any], bool]
+    allowed: str
+    nullable: bool = False
+    optional: bool = False
+
+
+def is_integer(value: Any) -> bool:
+    """An int that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float that is not a bool."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < float("inf")
+
+
+def _integer(path: str, low: int, **options: bool) -> Key:
+    return Key(path, lambda v: is_integer(v) and v >= low, f"an integer >= {low}", **options)
+
+
+def _number(path: str, interval: str, **options: bool) -> Key:
+    """`interval` as mathematicians write it: "(0, 1]"; "inf" for no bound."""
+    low, high = (float(part) for part in interval[1:-1].split(","))
+    above = (lambda v: v >= low) if interval[0] == "[" else (lambda v: v > low)
+    below = (lambda v: v <= high) if interval[-1] == "]" else (lambda v: v < high)
+    return Key(
+        path, lambda v: is_number(v) and above(v) and below(v), f"a number in {interval}", **options
+    )
+
+
+def _flag(path: str, **options: bool) -> Key:
+    return Key(path, lambda v: isinstance(v, bool), "true, false", **options)
+
+
+def _choice(path: str, *choices: Any, **options: bool) -> Key:
+    # `1 in (True,)` holds in Python, so types are compared too.
+    test = lambda v: any(v == c and type(v) is type(c) for c in choices)  # noqa: E731
+    return Key(path, test, ", ".join(str(c).lower() for c in choices), **options)
+
+
+def _text(path: str, **options: bool) -> Key:
+    return Key(path, lambda v: isinstance(v, str) and v != "", "a text", **options)
+
+
+def _is_fraction_or_count(value: Any) -> bool:
+    whole = is_integer(value) and value >= 0
+    return whole or (isinstance(value, float) and 0.0 <= value <= 1.0)
+
+
+def _is_devices(value: Any) -> bool:
+    if is_integer(value):
+        return value == -1 or value >= 1
+    listed = isinstance(value, list) and value and all(map(is_integer, value))
+    return bool(listed) or (isinstance(value, str) and value != "")
+
+
+def _is_widths(value: Any) -> bool:
+    return isinstance(value, list) and all(is_number(width) and 0 < width <= 1 for width in value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+_OPTIONAL = {"optional": True}
+_NULLABLE = {"nullable": True}
+
+KEYS: tuple[Key, ...] = (
+    _integer("seed", 0),
+    _integer("model.length", 1),
+    _integer("block_size", 1),
+    Key("plugins", _is_names, "a list of package names"),
+    _text("optimized_metric", **_NULLABLE),
+    _text("mode.name"),
+    _text("mode._target_"),
+    _flag("mode.needs_checkpoint", **_OPTIONAL),
+    _text("paths.run_dir"),
+    # algorithm
+    _text("algo.name"),
+    _text("algo._target_"),
+    _integer("algo.default_block_size", 1, **_OPTIONAL),
+    _flag("algo.fixed_block_size", **_OPTIONAL),
+    _integer("algo.T", 0, **_OPTIONAL),
+    _flag("algo.time_conditioning", **_OPTIONAL),
+    _flag("algo.ignore_bos", **_OPTIONAL),
+    _flag("algo.mdlm_loss_scale", **_OPTIONAL),
+    _flag("algo.var_min", **_OPTIONAL),
+    _flag("algo.fix_clipping", **_OPTIONAL),
+    Key("algo.clip_search_widths", _is_widths, "a list of widths in (0, 1]", optional=True),
+    # model
+    _integer("model.hidden_size", 1, **_OPTIONAL),
+    _integer("model.n_blocks", 1, **_OPTIONAL),
+    _integer("model.n_heads", 1, **_OPTIONAL),
+    _integer("model.cond_dim", 1, **_OPTIONAL),
+    _number("model.dropout", "[0, 1)", **_OPTIONAL),
+    _choice("model.attn_backend", *ATTENTION, **_OPTIONAL),
+    _flag("model.compile", **_OPTIONAL),
+    # training
+    _flag("training.resample"),
+    _text("training.from_pretrained", **_NULLABLE),
+    _flag("training.allow_partial"),
+    _number("training.ema", "[0, 1)"),
+    _flag("training.antithetic_sampling"),
+    _number("training.sampling_eps_min", "[0, 1]"),
+    _number("training.sampling_eps_max", "[0, 1]"),
+    # batches
+    _integer("loader.global_batch_size", 1),
+    _integer("loader.batch_size", 1, **_NULLABLE),
+    _integer("loader.eval_global_batch_size", 1),
+    _integer("loader.eval_batch_size", 1, **_NULLABLE),
+    _integer("loader.num_workers", 0),
+    # optimiser
+    _number("optim.lr", "(0, inf)"),
+    _number("optim.beta1", "[0, 1)"),
+    _number("optim.beta2", "[0, 1)"),
+    _number("optim.eps", "(0, inf)"),
+    _number("optim.weight_decay", "[0, inf)"),
+    _integer("lr_scheduler.warmup_steps", 0, **_OPTIONAL),
+    # sampling
+    _integer("sampling.num_sample_batches", 0),
+    _integer("sampling.batch_size", 1, **_NULLABLE),
+    _integer("sampling.num_steps", 1, **_NULLABLE),
+    _number("sampling.nucleus_p", "(0, 1]"),
+    _number("sampling.temperature", "(0, inf)"),
+    _flag("sampling.kv_cache"),
+    _flag("sampling.first_hitting"),
+    _flag("sampling.var_length"),
+    _flag("sampling.float64"),
+    _integer("sampling.length", 1),
+    _text("sampling.strategy", **_NULLABLE),
+    # evaluation
+    _text("eval.checkpoint_path", **_NULLABLE),
+    _choice("eval.weights", "ema", "raw"),
+    _text("eval.split"),
+    _integer("eval.num_draws", 1),
+    _integer("eval.limit_rows", 1, **_NULLABLE),
+    _text("eval.generative_model", **_NULLABLE),
+    _flag("eval.mauve"),
+    # checkpoints
+    _text("checkpointing.save_dir", **_NULLABLE),
+    _choice("checkpointing.resume_from_ckpt", True, False, "required"),
+    _text("checkpointing.resume_ckpt_path", **_NULLABLE),
+    _integer("checkpointing.every_n_steps", 1),
+    # trainer
+    _choice("trainer.accelerator", "auto", "cpu", "gpu", "cuda", "mps"),
+    Key("trainer.devices", _is_devices, 'auto, -1, an integer >= 1, a list or "0,1"'),
+    _integer("trainer.num_nodes", 1),
+    Key(
+        "trainer.precision",
+        lambda v: v is not False and v is not True and str(v) in PRECISIONS,
+        ", ".join(PRECISIONS),
+    ),
+    _integer("trainer.max_steps", 1),
+    Key(
+        "trainer.val_check_interval",
+        lambda v: _is_fraction_or_count(v) and v > 0,
+        "optimiser steps (an integer >= 1) or a fraction of the run in (0.0, 1.0]",
+    ),
+    Key(
+        "trainer.limit_val_batches",
+        _is_fraction_or_count,
+        "an integer >= 0 or a fraction in [0.0, 1.0]",
+        nullable=True,
+    ),
+    _integer("trainer.log_every_n_steps", 1),
+    _number("trainer.gradient_clip_val", "[0, inf)", **_NULLABLE),
+)

@@ -1,0 +1,43 @@
+"""Evaluating a checkpoint: its own configuration, except for what the command line says."""
+
+from collections.abc import Sequence
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+# What a checkpoint is, as opposed to how it is run.
+IDENTITY = ("algo", "model", "data", "noise", "masking", "block_size", "seed", "training")
+
+
+def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> DictConfig:
+    """The configuration to evaluate `stored` with.
+
+    Sections that say what the model and its data are (`IDENTITY`) come from the checkpoint;
+    everything else, and every key or group that the user named, from the composed configuration.
+
+    Args:
+        cfg: the composed configuration.
+        stored: the configuration inside the checkpoint.
+        keys: what the user named, e.g. ["data", "model.length"].
+    """
+    result = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    if "experiment" in keys:
+        return result
+    with open_dict(result):
+        for section in IDENTITY:
+            if section in stored and section not in keys:
+                result[section] = stored[section]
+        for key in keys:
+            if "." in key and key.split(".")[0] in IDENTITY:
+                OmegaConf.update(result, key, OmegaConf.select(cfg, key), force_add=True)
+        # Where files are kept belongs to this machine, not to the one that wrote the checkpoint.
+        result.data.cache_dir = cfg.data.cache_dir
+    return result
+
+
+def overridden_keys() -> list[str]:
+    """Keys and groups named on this process's command line; none outside of Hydra."""
+    if not HydraConfig.initialized():
+        return []
+    overrides = HydraConfig.get().overrides.task
+    return [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]

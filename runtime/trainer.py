@@ -1,0 +1,111 @@
+"""The Lightning trainer of a run, and where the run resumes."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from runtime.config import instantiate
+from runtime.devices import world_size
+from runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
+    """The trainer with its callbacks and loggers.
+
+    `trainer.val_check_interval` counts optimiser steps, so that a run validates at the same
+    places whatever its number of devices and micro-batches; Lightning counts micro-batches.
+
+    Args:
+        cfg: the whole configuration.
+        overrides: arguments of `lightning.pytorch.Trainer` that replace those of `cfg.trainer`.
+    """
+    _quiet_lightning()
+    accumulation = accumulation_steps(cfg)
+    options = {
+        "callbacks": build_group(cfg, "callbacks"),
+        "logger": build_group(cfg, "logger") or False,
+        "default_root_dir": str(checkpoint_root(cfg)),
+        "accumulate_grad_batches": accumulation,
+        "val_check_interval": validation_interval(cfg) * accumulation,
+    }
+    return instantiate(cfg.trainer, **(options | overrides))
+
+
+def validation_interval(cfg: DictConfig) -> int:
+    """Optimiser steps between two validations; a fraction is one of trainer.max_steps."""
+    interval = cfg.trainer.val_check_interval
+    if isinstance(interval, int):
+        return interval
+    return max(1, round(interval * cfg.trainer.max_steps))
+
+
+def _quiet_lightning() -> None:
+    """Leave out Lightning's remarks on hardware and services, and what does not apply here."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # A loader here starts at trainer.global_step, so every one of them is resumable.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
+
+
+def build_group(cfg: DictConfig, group: str) -> list[Any]:
+    """Everything in a group of named components (`callbacks`, `logger`); none for null."""
+    nodes = cfg.get(group) or {}
+    return [instantiate(node) for node in nodes.values() if node is not None]
+
+
+def accumulation_steps(cfg: DictConfig) -> int:
+    """Micro-batches per optimiser step: global_batch_size / (batch_size x devices x nodes).
+
+    Raises:
+        ConfigError: the division leaves a rest.
+    """
+    total, size, ranks = (
+        cfg.loader.global_batch_size,
+        cfg.loader.batch_size,
+        world_size(cfg.trainer),
+    )
+    micro = (size or 1) * ranks
+    if total % micro:
+        raise ConfigError(
+            f"loader.global_batch_size={total}: not a multiple of loader.batch_size x devices = "
+            f"{size or 1} x {ranks}; allowed: multiples of {micro}"
+        )
+    return total // micro if size is not None else 1
+
+
+def checkpoint_root(cfg: DictConfig) -> Path:
+    """Folder that holds `checkpoints/`: checkpointing.save_dir, or else the run folder."""
+    return Path(cfg.checkpointing.save_dir or cfg.paths.run_dir)
+
+
+def resume_point(cfg: DictConfig) -> Path | None:
+    """The checkpoint to go on from.
+
+    `checkpointing.resume_ckpt_path` if given; else, with `resume_from_ckpt` true, the newest of
+    checkpoints/last.ckpt and what a SLURM requeue left behind (hpc_ckpt_N.ckpt), if any; the same
+    with `required`, but then there must be one; with false, none.
+
+    Raises:
+        ConfigError: a checkpoint was required and there is none.
+    """
+    policy, explicit = cfg.checkpointing.resume_from_ckpt, cfg.checkpointing.resume_ckpt_path
+    if explicit is not None:
+        return Path(explicit)
+    if policy is False:
+        return None
+    root = checkpoint_root(cfg)
+    found = [root / "checkpoints" / "last.ckpt", *root.glob("hpc_ckpt_*.ckpt")]
+    present = [path for path in found if path.is_file()]
+    if not present and policy == "required":
+        raise ConfigError(
+            f"checkpointing.resume_from_ckpt=required: no {found[0]}; allowed: true, false, or "
+            "checkpointing.resume_ckpt_path=FILE"
+        )
+    return max(present, key=lambda path: path.stat().st_mtime, default=None)

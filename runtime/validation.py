@@ -1,0 +1,178 @@
+"""Checks of a composed configuration, before anything is built.
+
+`validate` reads the table of `runtime.keys`, then the rules that join several keys. Options of a
+component that the table does not know are the component's own business.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runtime.config import check_targets, one_line
+from runtime.devices import count_devices, world_size
+from runtime.errors import ConfigError
+from runtime.keys import KEYS, Key
+
+_ABSENT = object()
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check types, ranges, combinations and targets.
+
+    Raises:
+        ConfigError: at the first problem, in one line: `key=value: reason; allowed: ...`.
+    """
+    check_resolved(cfg)
+    for key in KEYS:
+        _check_key(cfg, key)
+    check_targets(cfg)
+    _check_shapes(cfg)
+    _check_times(cfg)
+    _check_batches(cfg)
+    _check_files(cfg)
+    _check_hardware(cfg)
+
+
+def check_resolved(cfg: DictConfig) -> None:
+    """Refuse a required value nobody gave (`???`) and an interpolation that leads nowhere."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise ConfigError(f"{missing[0]}=???: a value is required; give {missing[0]}=VALUE")
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {one_line(str(error))}") from error
+
+
+def value_of(cfg: DictConfig, path: str, default: Any = None) -> Any:
+    """The plain value at a dotted path, or `default` where the path does not exist."""
+    found = OmegaConf.select(cfg, path, default=_ABSENT)
+    if found is _ABSENT:
+        return default
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+
+def _check_key(cfg: DictConfig, key: Key) -> None:
+    value = _lookup(cfg, key.path)
+    if value is _ABSENT:
+        if key.optional:
+            return
+        raise ConfigError(f"{key.path}: missing; allowed: {_allowed(key)}")
+    if value is None and key.nullable:
+        return
+    if value is None or not key.test(value):
+        raise ConfigError(f"{key.path}={show(value)}: wrong value; allowed: {_allowed(key)}")
+
+
+def _lookup(cfg: DictConfig, path: str) -> Any:
+    # OmegaConf.select gives the default for null too, and null is a value here.
+    node: Any = cfg
+    for part in path.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return _ABSENT
+        node = node[part]
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _allowed(key: Key) -> str:
+    return key.allowed + (", null" if key.nullable else "")
+
+
+def show(value: Any) -> str:
+    """A value as the command line spells it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_shapes(cfg: DictConfig) -> None:
+    length, block = cfg.model.length, cfg.block_size
+    if length % block:
+        raise ConfigError(
+            f"block_size={block}: does not divide model.length={length}; "
+            f"allowed: {', '.join(map(str, _divisors(length)))}"
+        )
+    default = value_of(cfg, "algo.default_block_size")
+    if value_of(cfg, "algo.fixed_block_size", False) and block != default:
+        raise ConfigError(
+            f"block_size={block}: algo={cfg.algo.name} has no choice of blocks; allowed: {default}"
+        )
+    width, heads = value_of(cfg, "model.hidden_size"), value_of(cfg, "model.n_heads")
+    if width and heads and width % heads:
+        raise ConfigError(
+            f"model.n_heads={heads}: does not divide model.hidden_size={width}; "
+            f"allowed: {', '.join(map(str, _divisors(width)))}"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _check_times(cfg: DictConfig) -> None:
+    low, high = cfg.training.sampling_eps_min, cfg.training.sampling_eps_max
+    if low > high:
+        raise ConfigError(
+            f"training.sampling_eps_min={low}: above training.sampling_eps_max={high}; "
+            f"allowed: [0, {high}]"
+        )
+
+
+def _check_batches(cfg: DictConfig) -> None:
+    """What is known without counting devices; `runtime.trainer` checks the rest."""
+    _check_divides(cfg, "batch_size", "global_batch_size")
+    _check_divides(cfg, "eval_batch_size", "eval_global_batch_size")
+
+
+def _check_divides(cfg: DictConfig, part: str, whole: str) -> None:
+    size, total = cfg.loader[part], cfg.loader[whole]
+    if size is not None and total % size:
+        raise ConfigError(
+            f"loader.{part}={size}: does not divide loader.{whole}={total}; "
+            f"allowed: {', '.join(map(str, _divisors(total)))}, null"
+        )
+
+
+def _check_files(cfg: DictConfig) -> None:
+    for path in ("checkpointing.resume_ckpt_path", "training.from_pretrained"):
+        _check_exists(cfg, path)
+    if value_of(cfg, "mode.needs_checkpoint", False):
+        if cfg.eval.checkpoint_path is None:
+            raise ConfigError(
+                f"eval.checkpoint_path=null: mode={cfg.mode.name} needs a checkpoint; "
+                "allowed: the path of a .ckpt file"
+            )
+        _check_exists(cfg, "eval.checkpoint_path")
+
+
+def _check_exists(cfg: DictConfig, path: str) -> None:
+    file = value_of(cfg, path)
+    if file is not None and not Path(file).is_file():
+        raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
+
+
+def _check_hardware(cfg: DictConfig) -> None:
+    # Last, because counting devices imports torch.
+    wanted, found = cfg.trainer.accelerator, count_devices(cfg.trainer)
+    if wanted in ("gpu", "cuda", "mps") and found == 0:
+        raise ConfigError(
+            f"trainer.accelerator={wanted}: no such device here; allowed: auto, cpu (trainer=cpu)"
+        )
+    for problem in _uneven_batches(cfg, world_size(cfg.trainer)):
+        raise ConfigError(problem)
+
+
+def _uneven_batches(cfg: DictConfig, ranks: int) -> Iterator[str]:
+    for part, whole in (
+        ("batch_size", "global_batch_size"),
+        ("eval_batch_size", "eval_global_batch_size"),
+    ):
+        size, total = cfg.loader[part] or 1, cfg.loader[whole]
+        if total % (size * ranks):
+            yield (
+                f"loader.{whole}={total}: cannot be split evenly over {ranks} devices with "
+                f"loader.{part}={show(cfg.loader[part])}; allowed: multiples of {size * ranks}"
+            )

@@ -1,0 +1,113 @@
+"""A wrong key, type, range or combination is one line with key, value and what is allowed."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from runtime.devices import count_devices, world_size
+from runtime.errors import ConfigError
+from runtime.keys import KEYS
+from runtime.validation import validate
+from tests.support import compose_config
+
+HERE = "/nonexistent/a.ckpt"
+
+WRONG = [
+    (["seed=-1"], "seed=-1: "),
+    (["seed=true"], "seed=true: "),
+    (["block_size=16"], "block_size=16: algo=mdlm has no choice of blocks; allowed: 128"),
+    (["algo=bd3lm", "block_size=24"], "does not divide model.length=128; allowed: 1, 2, 4, 8, 16"),
+    (["algo=bd3lm", "block_size=0"], "block_size=0: "),
+    (["model.n_heads=3"], "model.n_heads=3: does not divide model.hidden_size="),
+    (["model.length=12.5"], "model.length=12.5: "),
+    (["model.dropout=1.0"], "allowed: a number in [0, 1)"),
+    (["model.attn_backend=flash"], "allowed: auto, sdpa, flex, math"),
+    (["training.resample=1"], "training.resample=1: wrong value; allowed: true, false"),
+    (["training.ema=1"], "training.ema=1: "),
+    (["training.sampling_eps_min=0.8", "training.sampling_eps_max=0.5"], "allowed: [0, 0.5]"),
+    (["training.sampling_eps_max=1.5"], "allowed: a number in [0, 1]"),
+    ([f"training.from_pretrained={HERE}"], "no such file"),
+    (["loader.global_batch_size=0"], "allowed: an integer >= 1"),
+    (["loader.batch_size=5"], "does not divide loader.global_batch_size=32"),
+    (["trainer=cpu", "trainer.devices=3"], "allowed: multiples of 3"),
+    (["trainer=cpu", "trainer.devices=2", "loader.batch_size=32"], "multiples of 64"),
+    (["optim.lr=0"], "allowed: a number in (0, inf)"),
+    (["optim.lr=fast"], "optim.lr=fast: "),
+    (["optim.beta1=1.0"], "optim.beta1=1.0: "),
+    (["sampling.nucleus_p=0"], "allowed: a number in (0, 1]"),
+    (["sampling.num_steps=0"], "allowed: an integer >= 1, null"),
+    (["eval.weights=best"], "allowed: ema, raw"),
+    (["mode=ppl_eval"], "eval.checkpoint_path=null: mode=ppl_eval needs a checkpoint"),
+    (["mode=sample_eval", f"eval.checkpoint_path={HERE}"], "no such file"),
+    (["mode=audit"], "mode.run=???: a value is required"),
+    ([f"checkpointing.resume_ckpt_path={HERE}"], "checkpointing.resume_ckpt_path=/nonexistent"),
+    (["checkpointing.resume_from_ckpt=maybe"], "allowed: true, false, required"),
+    (["trainer.max_steps=-1"], "trainer.max_steps=-1: "),
+    (["trainer.max_steps=null"], "trainer.max_steps=null: "),
+    (["trainer.precision=fp8"], "trainer.precision=fp8: "),
+    (["trainer.accelerator=tpu"], "allowed: auto, cpu, gpu"),
+    (["trainer.val_check_interval=0"], "optimiser steps"),
+    (["algo.clip_search_widths=[1.5]"], "a list of widths in (0, 1]"),
+    (["algo.T=-1"], "algo.T=-1: "),
+    (["plugins=my_lab"], "a list of package names"),
+    (["callbacks.checkpoints._target_=os.system"], "callbacks.checkpoints._target_=os.system"),
+    (["block_size=${nowhere}"], "nowhere"),
+    (["~optim.lr"], "optim.lr: missing"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG)
+def test_wrong(overrides, message):
+    cfg = compose_config(*overrides)
+    with pytest.raises(ConfigError) as error:
+        validate(cfg)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu: no such device here"):
+        validate(compose_config("trainer=gpu"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["algo=bd3lm", "block_size=4", "training.resample=true"],
+        ["algo=ar"],
+        ["algo.clip_search_widths=[0.5,0.6,1.0]"],
+        ["trainer.precision=32", "trainer.limit_val_batches=0.5"],
+        ["trainer=cpu", "trainer.devices=2", "loader.batch_size=8"],
+        ["training.sampling_eps_min=0.5", "training.sampling_eps_max=0.5"],
+        ["logger=none", "callbacks=none"],
+        ["~logger"],
+        ["+model.depth_scale=3", "+algo.my_option=[1,2]", "+masking.bias=0.1"],
+    ],
+)
+def test_right(overrides):
+    validate(compose_config(*overrides))
+
+
+def test_options_of_another_component_are_its_own_business():
+    cfg = compose_config()
+    cfg.model = OmegaConf.create({"_target_": "models.dit.DiT", "name": "mine", "length": 128})
+    cfg.algo = OmegaConf.create({"_target_": "diffusion.MDLM", "name": "mine"})
+    cfg.block_size = 32
+    validate(cfg)
+
+
+def test_every_contract_key_of_the_table_exists():
+    cfg = compose_config()
+    absent = [k.path for k in KEYS if OmegaConf.select(cfg, k.path, default="absent") == "absent"]
+    # Null reads as absent for select; what is left must say that it is optional.
+    names = {key.path: key for key in KEYS}
+    assert all(names[path].nullable or names[path].optional for path in absent), absent
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [(1, 1), (3, 3), ("auto", 1), (-1, 1), ("2", 2), ("0,1", 2), ([0, 1], 2)]
+)
+def test_devices_are_counted_as_lightning_counts_them(devices, count):
+    trainer = OmegaConf.create({"accelerator": "cpu", "devices": devices, "num_nodes": 2})
+    assert count_devices(trainer) == count and world_size(trainer) == 2 * count

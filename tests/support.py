@@ -1,0 +1,78 @@
+"""What several tests need: a composed configuration, the toy training mode, a command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TOY = (
+    "mode._target_=tests.plugins.toy_train.run",
+    "+mode.fail_at=-1",
+    "+mode.pause=0",
+    "trainer=cpu",
+    "trainer.max_steps=10",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "+trainer.enable_model_summary=false",
+    "~callbacks.progress",
+    "loader.global_batch_size=8",
+    "loader.batch_size=4",
+    "checkpointing.every_n_steps=3",
+)
+
+
+def compose_config(*overrides: str, run_dir: Path | str = "outputs/test") -> DictConfig:
+    """The configuration that `main.py` would compose, with a fixed run folder."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("config", [f"paths.run_dir={run_dir}", *overrides])
+    return cfg
+
+
+def toy_config(run_dir: Path, *overrides: str) -> DictConfig:
+    """The configuration of a toy run of ten steps with two micro-batches each."""
+    return compose_config(*TOY, *overrides, run_dir=run_dir)
+
+
+def command(*arguments: str) -> list[str]:
+    """`python main.py` with arguments."""
+    return [sys.executable, str(ROOT / "main.py"), *arguments]
+
+
+def run_main(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """Run `python main.py` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a subprocess: one thread, no variable of a surrounding distributed run."""
+    dropped = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "HYDRA_FULL_ERROR"}
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    return {**kept, "OMP_NUM_THREADS": "1", **variables}
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Exact equality of nested values with tensors in them."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b

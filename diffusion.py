@@ -11,12 +11,17 @@ without asking the device. The network then computes logits for exactly those ro
 Legend: B sequences, L tokens, K blocks, S block size, M masked rows, D features.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from algorithm import Algorithm, Likelihood, LossTerms
+from decoding.autoregressive import AutoregressiveDenoiser
+from decoding.denoise import Generation, Prompt, generate
+from decoding.denoiser import BlockDenoiser, Denoiser, WindowDenoiser
+from decoding.settings import SamplingConfig
 from models.attention import BlockDiffusionAttention, FullAttention
 from objectives.keyed import keyed_phase, keyed_uniform
 from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
@@ -57,6 +62,11 @@ class Diffusion(Algorithm):
         self.noise = instantiate(noise)
         self._patterns: dict[str, Any] = {}
 
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether the first token is given instead of generated."""
+        return self.ignore_bos
+
     # The three ways ------------------------------------------------------------------------------
 
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -76,6 +86,29 @@ class Diffusion(Algorithm):
         raise NotImplementedError
 
     # Shared --------------------------------------------------------------------------------------
+
+    def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
+        """The way to decode with these weights, cast to `dtype` (`decoding.denoise.generate`)."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        num_samples: int,
+        config: SamplingConfig | None = None,
+        prompt_ids: Prompt | None = None,
+        seed: int = 0,
+        on_step: Callable[[Tensor], None] | None = None,
+        first_sample: int = 0,
+    ) -> Generation:
+        """Generate a batch; see `decoding.denoise.generate` for the arguments.
+
+        Without `config`, with the sampling options that the model was trained with.
+        """
+        if config is None:
+            options = self.config["sampling"]
+            strategy = options["strategy"] and instantiate(options["strategy"])
+            config = SamplingConfig.from_options(options, strategy, self.config["algo"]["T"])
+        return generate(self, num_samples, config, prompt_ids, seed, on_step, first_sample)
 
     def attention(self) -> Any:
         """The training pattern on the model's device, built once."""
@@ -183,6 +216,10 @@ class MDLM(Diffusion):
         """Everything sees everything."""
         return FullAttention(self.length, False, self.backbone.attn_backend, device)
 
+    def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
+        """The whole window at once; there is nothing to cache."""
+        return WindowDenoiser(self.backbone.for_inference(dtype), self.special.mask)
+
     def sample_times(self, position_B: Tensor, step: int) -> Tensor:
         """[B, K] times of all blocks, evenly spread over the global batch unless switched off."""
         num_blocks, key = self.length // self.block_size, (self.seed, TIME, step)
@@ -257,6 +294,11 @@ class BD3LM(MDLM):
         backend = self.backbone.attn_backend
         return BlockDiffusionAttention(self.length, self.block_size, backend, device)
 
+    def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
+        """Block after block, the finished ones in the cache."""
+        backbone = self.backbone.for_inference(dtype)
+        return BlockDenoiser(backbone, self.special.mask, self.block_size, kv_cache)
+
     def network_input(self, inputs: dict[str, Tensor]) -> Tensor:
         """[x_t ; x_0]."""
         return torch.cat([inputs["xt"], inputs["x0"]], dim=1)
@@ -272,6 +314,16 @@ class AR(Diffusion):
     def new_pattern(self, device: torch.device) -> FullAttention:
         """Causal."""
         return FullAttention(self.length, True, self.backbone.attn_backend, device)
+
+    @property
+    def starts_with_bos(self) -> bool:
+        """The first token is always given."""
+        return True
+
+    def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
+        """Token after token, the past in the cache."""
+        backbone = self.backbone.for_inference(dtype)
+        return AutoregressiveDenoiser(backbone, self.special.mask, kv_cache)
 
     def scored_places(self, batch: dict[str, Tensor]) -> Tensor:
         """The first token has nothing before it and is never predicted."""

@@ -4,7 +4,7 @@ An algorithm is a LightningModule that says two things: the loss terms of a batc
 how good the model is on a batch (`evaluate`). This class makes a training run of them:
 
     optimiser and schedule   AdamW, fused where possible; LambdaLR on clamped progress
-    global normaliser        gradients are those of sum(w loss) / sum(w) over the whole global batch,
+    global normaliser        gradients of sum(w loss) / sum(w) over the whole global batch,
                              whatever the ranks and accumulation steps it was cut into
     guard                    a non-finite loss or gradient is never applied, and stops every rank
     EMA                      swapped in for validation, stored in the checkpoint
@@ -16,7 +16,6 @@ Nothing in the step waits for the device: sums and flags stay there until a late
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -38,7 +38,8 @@ from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
 from runtime.checkpoint import provenance, read_checkpoint
 from runtime.config import instantiate, locate
-from runtime.errors import CheckpointError, NonFiniteError
+from runtime.errors import CheckpointError
+from runtime.gradient import GradientStep
 from runtime.overrides import checkpoint_config, overridden_keys
 from runtime.validation import validate
 
@@ -63,30 +64,11 @@ class Likelihood(NamedTuple):
 
 
 class EvaluatedRows(NamedTuple):
-    """Rows of a whole evaluation: dataset index [R], nll in nats [R, draws], tokens [R]."""
+    """Rows of a whole evaluation: place in the dataset [R], nll in nats [R, draws], tokens [R]."""
 
-    index: Tensor
+    row: Tensor
     nll: Tensor
     tokens: Tensor
-
-
-@dataclass
-class _StepRecord:
-    """What has been added up since the last optimiser step."""
-
-    loss: Tensor
-    weight: Tensor
-    places: int = 0
-    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-
-class _Verdict(NamedTuple):
-    """Whether a step was finite, to be read when its event has passed."""
-
-    step: int
-    finite: Tensor
-    rows: list[tuple[Tensor, Tensor]]
-    event: Any
 
 
 class Algorithm(L.LightningModule):
@@ -110,11 +92,8 @@ class Algorithm(L.LightningModule):
         self.data_fingerprint: str | None = None
         self.evaluated: EvaluatedRows | None = None
         self._swapped = False
-        self._record: _StepRecord | None = None
-        self._verdict: _Verdict | None = None
+        self._step = GradientStep(self._sum_over_ranks, self._gather)
         self._parts: list[EvaluatedRows] = []
-
-    # What an algorithm defines ------------------------------------------------------------------
 
     def loss_terms(self, batch: dict[str, Tensor]) -> LossTerms:
         """Loss of one micro-batch, as sums."""
@@ -124,14 +103,12 @@ class Algorithm(L.LightningModule):
         """Likelihood of every row under Monte-Carlo draw number `draw`."""
         raise NotImplementedError(f"{type(self).__name__} defines no likelihood")
 
-    # Building -----------------------------------------------------------------------------------
-
     def create_ema(self) -> None:
         """Start the moving average at the present weights; call once the weights are in place."""
         decay = self.config["training"]["ema"]
         self.ema = ExponentialMovingAverage(self.parameters(), decay) if decay > 0 else None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over all weights, and the schedule stepped once per optimiser step."""
         optim = self.config["optim"]
         optimizer = torch.optim.AdamW(
@@ -150,8 +127,6 @@ class Algorithm(L.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
         }
 
-    # Training -----------------------------------------------------------------------------------
-
     def on_fit_start(self) -> None:
         """Bring the moving average to the weights' device."""
         if self.ema is None:
@@ -163,18 +138,8 @@ class Algorithm(L.LightningModule):
         """Backpropagate the summed loss; its normaliser is applied to the gradient of the step."""
         terms = self.loss_terms(batch)
         places = batch["input_ids"].numel()
-        self._add(terms, places, batch["index"])
+        self._step.add(terms.loss, terms.weight, places, batch["index"], terms.row_losses)
         return terms.loss / places
-
-    def _add(self, terms: LossTerms, places: int, index: Tensor) -> None:
-        if self._record is None:
-            zero = torch.zeros((), device=self.device)
-            self._record = _StepRecord(zero, zero)
-        record = self._record
-        record.loss = record.loss + terms.loss.detach().float()
-        record.weight = record.weight + terms.weight.float()
-        record.places += places
-        record.rows.append((index, terms.row_losses.detach()))
 
     def configure_gradient_clipping(
         self,
@@ -182,75 +147,20 @@ class Algorithm(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Normalise, guard and clip the gradient of one optimiser step.
-
-        The accumulated, rank-averaged gradient is that of (sum of losses) / (places); the wanted
-        one is that of (sum of losses) / (sum of weights). The ratio, the clipping factor and the
-        finiteness flag all go into the fused kernel, so no pass over the gradients is added.
-        """
-        record, self._record = self._record, None
-        assert record is not None, "an optimiser step without a training step"
-        places = torch.tensor(float(record.places), device=self.device)
-        totals = self._sum_over_ranks(torch.stack([record.loss, record.weight, places]))
-        loss = totals[0] / totals[1]
-        scale = totals[2] / totals[1]
+        """Normalise, guard and clip the gradient of the whole global batch; log the step."""
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = self._gradient_norm(grads) * scale
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        if gradient_clip_val:
-            scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
-        optimizer.grad_scale = scale.reciprocal()
-        optimizer.found_inf = (~finite).float()
-        self._check_previous_verdict()
-        self._verdict = self._flag(finite, record.rows)
-        if self.device.type == "cpu":
-            self._check_previous_verdict()
-        self._log_step(loss, norm, totals[1], optimizer)
-
-    def _log_step(self, loss: Tensor, norm: Tensor, weight: Tensor, optimizer) -> None:
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/grad_norm", norm)
-        self.log("train/weight", weight)
+        sharded = type(self.trainer.strategy).__name__ == "FSDPStrategy"
+        step = self.trainer.global_step
+        report = self._step.finish(optimizer, grads, gradient_clip_val, step, sharded)
+        self.log("train/loss", report.loss, prog_bar=True)
+        self.log("train/grad_norm", report.norm)
+        self.log("train/weight", report.weight)
         self.log("lr", optimizer.param_groups[0]["lr"])
-
-    def _gradient_norm(self, grads: list[Tensor]) -> Tensor:
-        norm = torch.nn.utils.get_total_norm(grads, foreach=True).float()
-        if type(self.trainer.strategy).__name__ == "FSDPStrategy":
-            norm = self._sum_over_ranks(norm.square()).sqrt()
-        return norm
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)
         return values
-
-    def _flag(self, finite: Tensor, rows: list[tuple[Tensor, Tensor]]) -> _Verdict:
-        event = None
-        if finite.is_cuda:
-            finite = finite.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        return _Verdict(self.trainer.global_step, finite, rows, event)
-
-    def _check_previous_verdict(self) -> None:
-        """Stop if the last flagged step was not finite; the kernel has already skipped it."""
-        verdict, self._verdict = self._verdict, None
-        if verdict is None:
-            return
-        if verdict.event is not None:
-            verdict.event.synchronize()
-        if bool(verdict.finite):
-            return
-        bad = [
-            i for ix, loss in verdict.rows for i in ix[~torch.isfinite(loss).to(ix.device)].tolist()
-        ]
-        rows = bad or [i for index, _ in verdict.rows for i in index.tolist()]
-        what = "loss" if bad else "gradient"
-        raise NonFiniteError(
-            f"non-finite {what} at step {verdict.step}, rows {rows[:16]}"
-            f"{' ...' if len(rows) > 16 else ''}: the step was not applied",
-            verdict.step,
-        )
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
         """One step of the optimiser, then of the moving average."""
@@ -260,9 +170,7 @@ class Algorithm(L.LightningModule):
 
     def on_train_end(self) -> None:
         """The last step's flag has nobody behind it to read it."""
-        self._check_previous_verdict()
-
-    # Validation ---------------------------------------------------------------------------------
+        self._step.check()
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -321,8 +229,6 @@ class Algorithm(L.LightningModule):
         dist.all_gather_object(parts, values)
         return torch.cat(parts)
 
-    # Checkpoints --------------------------------------------------------------------------------
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, the tokenizer, the moving average and where the run came from."""
         self._swap_ema(False)  # a validation that was cut short must not leak into the raw weights
@@ -332,15 +238,22 @@ class Algorithm(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another algorithm or tokenizer; take over the moving average."""
-        self.check_compatible(checkpoint, "checkpointing.resume_ckpt_path")
-        if self.ema is None:
+        self.check_compatible(checkpoint, "cannot resume")
+        problems = mismatches(checkpoint["state_dict"], self.state_dict())
+        if problems:
+            raise CheckpointError(
+                f"cannot resume: {problems[0]} (and {len(problems) - 1} more); resume with the"
+                " configuration of the checkpoint, or set another paths.run_dir"
+            )
+        # An average that starts here has to wait for the weights, which are not loaded yet.
+        if checkpoint["ema"] is not None:
             self.create_ema()
-        if self.ema is not None and checkpoint["ema"] is not None:
+        if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
 
     def check_compatible(self, checkpoint: dict[str, Any], key: str, same_algorithm=True) -> None:
         """Raise CheckpointError unless the checkpoint fits this algorithm and tokenizer."""
-        stored = checkpoint["hyper_parameters"]
+        stored = stored_hyper_parameters(checkpoint, key)
         theirs, ours = stored["config"]["algo"]["name"], self.config["algo"]["name"]
         if same_algorithm and theirs != ours:
             raise CheckpointError(
@@ -365,9 +278,7 @@ class Algorithm(L.LightningModule):
         self.check_compatible(checkpoint, "training.from_pretrained", same_algorithm=False)
         source, target = checkpoint["state_dict"], self.state_dict()
         usable = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-        problems = [f"missing {k}" for k in target if k not in source]
-        problems += [f"unexpected {k}" for k in source if k not in target]
-        problems += [f"misshapen {k}" for k in source if k in target and k not in usable]
+        problems = mismatches(source, target)
         if problems and not allow_partial:
             raise CheckpointError(
                 f"training.from_pretrained={path}: {'; '.join(problems)}"
@@ -406,7 +317,7 @@ class Algorithm(L.LightningModule):
         if weights not in ("ema", "raw"):
             raise ValueError(f"weights={weights}: allowed ema, raw")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        stored = checkpoint["hyper_parameters"]
+        stored = stored_hyper_parameters(checkpoint, checkpoint_path)
         plain = stored["config"] if config is None else to_plain(config)
         target = locate(plain["algo"]["_target_"])
         if not issubclass(target, cls):
@@ -414,12 +325,46 @@ class Algorithm(L.LightningModule):
                 f"{checkpoint_path}: holds {target.__name__}, which is not a {cls.__name__}"
             )
         model = target(plain, stored["tokenizer"])
+        problems = mismatches(checkpoint["state_dict"], model.state_dict())
+        if problems:
+            raise CheckpointError(
+                f"{checkpoint_path}: {problems[0]} (and {len(problems) - 1} more); its weights do"
+                " not fit this configuration"
+            )
         model.load_state_dict(checkpoint["state_dict"])
         model.create_ema()
         if model.ema is not None and checkpoint["ema"] is not None:
             model.ema.load_state_dict(checkpoint["ema"])
             model._swap_ema(weights == "ema")
         return model.to(map_location).eval()
+
+
+def mismatches(source: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+    """What keeps the state `source` from loading into a model whose state is `target`."""
+    problems = [f"missing {k}" for k in target if k not in source]
+    problems += [f"unexpected {k}" for k in source if k not in target]
+    for key in target.keys() & source.keys():
+        theirs, ours = tuple(source[key].shape), tuple(target[key].shape)
+        if theirs != ours:
+            problems.append(f"misshapen {key} ({theirs} in the checkpoint, {ours} here)")
+    return problems
+
+
+def stored_hyper_parameters(checkpoint: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """The configuration and the tokenizer of a checkpoint; `where` begins the message.
+
+    Raises:
+        CheckpointError: they are not there, as in a file that another program wrote.
+    """
+    stored = checkpoint["hyper_parameters"]
+    try:
+        found = stored["config"]["algo"]["name"], stored["config"]["algo"]["_target_"]
+        complete = all(isinstance(name, str) for name in found) and "tokenizer" in stored
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise CheckpointError(f"{where}: the checkpoint holds no config.algo or no tokenizer")
+    return stored
 
 
 def to_plain(config: dict | DictConfig) -> dict[str, Any]:
@@ -436,8 +381,8 @@ def open_checkpoint(config: DictConfig) -> tuple[Algorithm, DictConfig]:
     says (`runtime.overrides`).
     """
     path = config.eval.checkpoint_path
-    stored = read_checkpoint(path)["hyper_parameters"]["config"]
-    merged = checkpoint_config(config, stored, overridden_keys())
+    stored = stored_hyper_parameters(read_checkpoint(path), f"eval.checkpoint_path={path}")
+    merged = checkpoint_config(config, stored["config"], overridden_keys())
     validate(merged)
     model = Algorithm.load_from_checkpoint(path, merged, weights=config.eval.weights)
     return model, merged

@@ -130,8 +130,8 @@ class LanguageData(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build tokenizer and token caches; Lightning calls it once per machine."""
-        stage = "fit" if self.trainer is None else str(self.trainer.state.fn.value)
-        self.setup(stage)
+        task = None if self.trainer is None else self.trainer.state.fn
+        self.setup("fit" if task is None else task.value)
 
     def setup(self, stage: str | None = None) -> None:
         """Open what `stage` (fit, validate or test) needs."""
@@ -213,7 +213,7 @@ class LanguageData(L.LightningDataModule):
         )
         return {"unigram_ppl": math.exp(nats)}
 
-    def texts_of_rows(self, split: str, index: Sequence[int]) -> list[str]:
+    def texts_of_rows(self, split: str, index: Sequence[int] | np.ndarray) -> list[str]:
         """Decoded text of rows of a split, special tokens left out."""
         tokens = self.rows(split).take(np.asarray(index, dtype=np.int64))[IDS]
         return self.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
@@ -296,8 +296,9 @@ class LanguageData(L.LightningDataModule):
         self, rows: Rows, sampler: GlobalBatchSampler | ShardedBatchSampler
     ) -> DataLoader:
         dataset = RowDataset(rows, self.config.data.score_padding)
-        options = self._loader_options()
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=identity, **options)
+        # torch expects samplers of lists; these give what RowDataset reads in one go.
+        batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": identity}
+        return DataLoader(dataset, **batching, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         workers = self.config.loader.num_workers
@@ -305,4 +306,7 @@ class LanguageData(L.LightningDataModule):
             "num_workers": workers,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
+            # Opening a loader draws a seed for its workers, which need none. From the global
+            # generator it would shift dropout, by an amount that depends on their number.
+            "generator": torch.Generator(),
         }

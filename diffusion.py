@@ -23,6 +23,7 @@ from decoding.denoise import Generation, Prompt, generate
 from decoding.denoiser import BlockDenoiser, Denoiser, WindowDenoiser
 from decoding.settings import SamplingConfig
 from models.attention import BlockDiffusionAttention, FullAttention
+from models.dit import AttentionPattern
 from objectives.keyed import keyed_phase, keyed_uniform
 from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
 from objectives.masking import (
@@ -60,14 +61,12 @@ class Diffusion(Algorithm):
         if config["algo"]["mdlm_loss_scale"]:
             noise["eps"] = 1e-3
         self.noise = instantiate(noise)
-        self._patterns: dict[str, Any] = {}
+        self._patterns: dict[str, AttentionPattern] = {}
 
     @property
     def starts_with_bos(self) -> bool:
         """Whether the first token is given instead of generated."""
         return self.ignore_bos
-
-    # The three ways ------------------------------------------------------------------------------
 
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Inputs, rows, targets and weights of a training batch (host tensors)."""
@@ -81,11 +80,9 @@ class Diffusion(Algorithm):
         """Token ids in the order that the attention pattern expects."""
         return inputs["xt"]
 
-    def new_pattern(self, device: torch.device) -> Any:
+    def new_pattern(self, device: torch.device) -> AttentionPattern:
         """The attention pattern of training."""
         raise NotImplementedError
-
-    # Shared --------------------------------------------------------------------------------------
 
     def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
         """The way to decode with these weights, cast to `dtype` (`decoding.denoise.generate`)."""
@@ -110,7 +107,7 @@ class Diffusion(Algorithm):
             config = SamplingConfig.from_options(options, strategy, self.config["algo"]["T"])
         return generate(self, num_samples, config, prompt_ids, seed, on_step, first_sample)
 
-    def attention(self) -> Any:
+    def attention(self) -> AttentionPattern:
         """The training pattern on the model's device, built once."""
         key = str(self.device)
         if key not in self._patterns:
@@ -212,7 +209,7 @@ class MDLM(Diffusion):
             rate_bounds(self.block_size, low, self.interval[1]) if self.resample else None
         )
 
-    def new_pattern(self, device: torch.device) -> FullAttention:
+    def new_pattern(self, device: torch.device) -> AttentionPattern:
         """Everything sees everything."""
         return FullAttention(self.length, False, self.backbone.attn_backend, device)
 
@@ -289,7 +286,7 @@ class MDLM(Diffusion):
 class BD3LM(MDLM):
     """Block diffusion: each block is an MDLM given the clean blocks before it, all in one pass."""
 
-    def new_pattern(self, device: torch.device) -> BlockDiffusionAttention:
+    def new_pattern(self, device: torch.device) -> AttentionPattern:
         """[x_t ; x_0]: noisy blocks see themselves and the clean past."""
         backend = self.backbone.attn_backend
         return BlockDiffusionAttention(self.length, self.block_size, backend, device)
@@ -311,7 +308,7 @@ class BD3LM(MDLM):
 class AR(Diffusion):
     """Autoregression with the same backbone: -log p(x_l | x_<l), exact."""
 
-    def new_pattern(self, device: torch.device) -> FullAttention:
+    def new_pattern(self, device: torch.device) -> AttentionPattern:
         """Causal."""
         return FullAttention(self.length, True, self.backbone.attn_backend, device)
 

@@ -1,10 +1,10 @@
 """A straightforward training step and sampler: what one would write first.
 
 Same network, same weights, same objective as the project, without any of its economies: logits for
-all positions, both halves of [x_t ; x_0] through every layer and the head, one dense attention mask,
-the conditioning recomputed per layer and sequence, log-probabilities over the whole tensor,
-an optimiser with default settings and a per-tensor moving average. `tests/test_benchmarks.py` checks
-that its loss equals that of the project.
+all positions, both halves of [x_t ; x_0] through every layer and the head, one dense attention
+mask, the conditioning recomputed per layer and sequence, log-probabilities over the whole tensor,
+an optimiser with default settings and a per-tensor moving average. `tests/test_benchmarks.py`
+checks that its loss equals that of the project.
 
 Legend: B batch, S sequence (2L for block diffusion), V vocabulary.
 """

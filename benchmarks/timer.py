@@ -50,7 +50,9 @@ def time_steps(step: Callable[[], None], count: int) -> list[float]:
     return seconds
 
 
-def product_rate(dtype: torch.dtype, rows: int = 1024, inner: int = 768, columns: int = 3072) -> float:
+def product_rate(
+    dtype: torch.dtype, rows: int = 1024, inner: int = 768, columns: int = 3072
+) -> float:
     """GFLOP/s of the three products of a linear layer: forward, input and weight gradient."""
     x = torch.randn(rows, inner, dtype=dtype)
     w = torch.randn(columns, inner, dtype=dtype)

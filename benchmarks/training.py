@@ -3,8 +3,8 @@
     python benchmarks/training.py [--steps N] [--quick]
 
 model=small (12 x 768), length 128, vocabulary 30,522, batch 8, dropout 0.1. Every cell is a process
-of its own. "step" is the bare step on random tokens; "main.py" is the program itself, with its data,
-keyed masks, Lightning, guard, logging. Random tokens make no difference to the arithmetic.
+of its own. "step" is the bare step on random tokens; "main.py" is the program itself, with its
+data, keyed masks, Lightning, guard, logging. Random tokens make no difference to the arithmetic.
 """
 
 import argparse
@@ -157,7 +157,9 @@ def table(steps: int, implementations: tuple[str, ...]) -> str:
         for precision in PRECISIONS:
             baseline = None
             for implementation in implementations:
-                figures = run_alone("--cell", implementation, algorithm, precision, "--steps", str(steps))
+                figures = run_alone(
+                    "--cell", implementation, algorithm, precision, "--steps", str(steps)
+                )
                 best, middle = min(figures["seconds"]), statistics.median(figures["seconds"])
                 baseline = baseline or best
                 flops = step_flops(algorithm, BATCH * LENGTH // 2) / best / 1e9

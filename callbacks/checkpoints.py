@@ -6,11 +6,14 @@ written between two steps, when everything that belongs to the first one is done
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+
+from runtime.errors import CheckpointError
 
 
 class BestAndLast(Checkpoint):
@@ -53,7 +56,7 @@ class BestAndLast(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and float(score) < self.best_score:
             self.best_score, self.best_step = float(score), trainer.global_step
-            trainer.save_checkpoint(self.best_path)
+            save_atomically(trainer, self.best_path)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state."""
@@ -62,7 +65,7 @@ class BestAndLast(Checkpoint):
 
     def _save_last(self, trainer: L.Trainer) -> None:
         self._last_saved = trainer.global_step
-        trainer.save_checkpoint(self.last_path)
+        save_atomically(trainer, self.last_path)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, so that a resumed run does not overwrite a better `best.ckpt`."""
@@ -82,6 +85,30 @@ class FinalValidation(L.Callback):
         """Make the last micro-batch one after which validation is due."""
         if batch_idx + 1 == trainer.num_training_batches:
             trainer.val_check_batch = batch_idx + 1
+
+
+def save_atomically(trainer: L.Trainer, path: Path) -> None:
+    """Save a checkpoint so that a kill at any moment leaves the old file or the new one, whole.
+
+    Lightning writes below the system's temporary folder and moves the file from there, which is a
+    copy when that is another file system.
+
+    Raises:
+        CheckpointError: the file system refuses (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); what was there before is"
+            " unharmed; free space or set checkpointing.save_dir to another disk"
+        ) from error
 
 
 def between_steps(trainer: L.Trainer, batch_idx: int) -> bool:

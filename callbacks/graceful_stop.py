@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.checkpoints import between_steps
+from callbacks.checkpoints import between_steps, save_atomically
 from runtime.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -66,7 +66,7 @@ class GracefulStop(L.Callback):
         signum = self._agreed(trainer)
         if signum:
             if trainer.global_step:
-                trainer.save_checkpoint(self.last_path)
+                save_atomically(trainer, self.last_path)
             raise Interrupted(signum, trainer.global_step)
 
     def _agreed(self, trainer: L.Trainer) -> int:

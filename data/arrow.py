@@ -231,15 +231,15 @@ def is_intact(path: Path) -> bool:
     seal = len(data) - tail - _SEAL.size
     if seal < 0:
         return False
-    mark, expected = _SEAL.unpack_from(data, seal)
-    found = zlib.crc32(data[seal + _SEAL.size :], zlib.crc32(data[:seal]))
+    mark, expected = _SEAL.unpack_from(data.data, seal)
+    found = zlib.crc32(data[seal + _SEAL.size :].data, zlib.crc32(data[:seal].data))
     return mark == _MARK and found == expected
 
 
 def _seal(file: BinaryIO) -> None:
     """Move the footer of a complete Arrow file back and put the checksum before it."""
     file.flush()
-    checksum = zlib.crc32(np.memmap(file, np.uint8, mode="r"))
+    checksum = zlib.crc32(np.memmap(file, np.uint8, mode="r").data)
     file.seek(-_ENDING.size, os.SEEK_END)
     size = _tail_size(file.read())
     file.seek(-size, os.SEEK_END)

@@ -64,7 +64,7 @@ def sentence_moments(
 
 def length_table(
     rules: Sequence[Rule], word_log_probs: Mapping[str, Iterable[float]], max_words: int
-) -> dict[str, np.ndarray]:
+) -> dict[str | tuple[str, ...], np.ndarray]:
     """For each symbol an array [2, max_words + 1] with the rows P_n and E_n, n = 0 .. max_words."""
     # The keys are symbols, and sequences of two or more symbols that end a rule's right side.
     tables: dict[str | tuple[str, ...], np.ndarray] = defaultdict(

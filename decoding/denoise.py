@@ -11,7 +11,7 @@ Legend: B sequences, L length, S positions of the segment, M rows, V vocabulary.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,7 @@ class Generation:
         lengths: tokens of each sequence that count, BOS, prompt and final EOS included.
         stop_reasons: length, eos or entropy.
         nfe: forward passes of the network, each over the whole batch.
+        sample_nfe: passes that gave each sequence a token; in the others it waited for the batch.
         new_tokens: tokens drawn, over all sequences.
         seconds: wall time.
     """
@@ -46,6 +47,7 @@ class Generation:
     lengths: list[int]
     stop_reasons: list[str]
     nfe: int
+    sample_nfe: list[int]
     new_tokens: int
     seconds: float
 
@@ -56,8 +58,9 @@ class Generation:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens that one pass gives to one sequence, on average; nan without a pass."""
-        return self.new_tokens / (self.nfe * len(self.ids)) if self.nfe else float("nan")
+        """Tokens that a pass gives to a sequence that does not wait; nan without a pass."""
+        passes = sum(self.sample_nfe)
+        return self.new_tokens / passes if passes else float("nan")
 
     def rows(self) -> list[list[int]]:
         """The tokens of each sequence up to its end."""
@@ -123,6 +126,7 @@ class Canvas:
         self.quantile_N = self.quantile_N.to(x_BL.device)
         self.config, self.on_step = config, on_step
         self.nfe = 0
+        self.nfe_B = torch.zeros(len(rows_B), dtype=torch.long, device=x_BL.device)
 
 
 class ActiveBlock:
@@ -161,9 +165,11 @@ class ActiveBlock:
             float64=config.float64,
         )
         flat_N = canvas.x_BL.view(-1)
-        if chosen_M is not None:
-            tokens_M = torch.where(chosen_M, tokens_M, flat_N[places_M])
-        flat_N[places_M] = tokens_M
+        if chosen_M is None:
+            chosen_M = torch.ones_like(rows_M, dtype=torch.bool)
+        flat_N[places_M] = torch.where(chosen_M, tokens_M, flat_N[places_M])
+        revealed_B = torch.zeros_like(canvas.nfe_B).index_add_(0, rows_M // size, chosen_M.long())
+        canvas.nfe_B += revealed_B > 0
         if canvas.on_step is not None:
             canvas.on_step(canvas.x_BL)
 
@@ -233,9 +239,15 @@ def generate(
         new_tokens = decode(denoiser, model.noise, canvas, stop)
         x_BL = canvas.x_BL.cpu()
     beyond_BL = torch.arange(length) >= stop.length_B[:, None]
-    ids_BL = x_BL.clone().masked_fill(beyond_BL, special.pad)
-    lengths, seconds = stop.length_B.tolist(), time.perf_counter() - started
-    return Generation(ids_BL, lengths, stop.reasons, canvas.nfe, new_tokens, seconds)
+    return Generation(
+        ids=x_BL.clone().masked_fill(beyond_BL, special.pad),
+        lengths=stop.length_B.tolist(),
+        stop_reasons=stop.reasons,
+        nfe=canvas.nfe,
+        sample_nfe=canvas.nfe_B.tolist(),
+        new_tokens=new_tokens,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def with_prompts(
@@ -259,7 +271,9 @@ def with_prompts(
 
 
 def _prompt_rows(prompt_ids: Prompt | None, batch: int) -> list[list[int]]:
-    ids = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids or [])
+    ids: list[Any] = (
+        prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids or [])
+    )
     if not ids or isinstance(ids[0], int):
         return [list(ids)] * batch
     if len(ids) != batch:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ def generative_perplexity(
     }
 
 
-def _load_scorer(name_or_path: str, device: str | torch.device) -> tuple[PreTrainedModel, object]:
+def _load_scorer(name_or_path: str, device: str | torch.device) -> tuple[PreTrainedModel, Any]:
     source = Path(name_or_path).expanduser().as_posix()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -164,7 +164,8 @@ def _load_scorer(name_or_path: str, device: str | torch.device) -> tuple[PreTrai
             f"eval.generative_model={name_or_path}: not a causal model with its tokenizer, neither"
             f" a folder nor on the hub ({type(error).__name__}: {reason})"
         ) from error
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it without its types
+    return model.eval(), tokenizer
 
 
 @torch.inference_mode()

@@ -6,8 +6,12 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import DataError
+
+# One number per row.
+Values = Sequence[float] | NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -59,7 +63,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     return Interval(low, high)
 
 
-def mean_and_standard_error(values: Sequence[float]) -> Estimate:
+def mean_and_standard_error(values: Values) -> Estimate:
     """Mean of independent rows and its standard error s / sqrt(n), s^2 with denominator n - 1.
 
     Raises:
@@ -73,7 +77,7 @@ def mean_and_standard_error(values: Sequence[float]) -> Estimate:
     return Estimate(float(rows.mean()), float(rows.std(ddof=1) / math.sqrt(rows.size)))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+def paired_difference(first: Values, second: Values) -> Estimate:
     """Mean of first - second over rows that both systems scored, with its standard error.
 
     Raises:
@@ -84,9 +88,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estima
     return mean_and_standard_error(np.subtract(first, second))
 
 
-def ratio_with_standard_error(
-    numerators: Sequence[float], denominators: Sequence[float]
-) -> Estimate:
+def ratio_with_standard_error(numerators: Values, denominators: Values) -> Estimate:
     """Ratio of sums over independent rows, r = sum(a) / sum(b), with its linearised error.
 
     se^2 = n / (n - 1) * sum (a_i - r b_i)^2 / (sum b)^2, the delta method: as `bootstrap_ratio`
@@ -111,8 +113,8 @@ def ratio_with_standard_error(
 
 
 def bootstrap_ratio(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
+    numerators: Values,
+    denominators: Values,
     num_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,

@@ -72,7 +72,7 @@ def block_diffusion_mask(
     """The dense mask of [x_t ; x_0] (arXiv 2503.09573, sec. 3.1): the reference for every kernel.
 
     Noisy queries see their own noisy block and the clean blocks before it; clean queries see the
-    clean blocks up to their own. Density (1 + 1/K)/4 + ... is about a quarter: kernels skip the rest.
+    clean blocks up to their own. A share (1 + 1/K)/4 of it is true: kernels skip the rest.
     """
     block_L = torch.arange(length, device=device) // block_size
     query, key = block_L[:, None], block_L[None, :]

@@ -10,6 +10,7 @@ Legend: B batch, S sequence, N heads, K head dimension, D features, M selected r
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -69,6 +70,8 @@ class TimestepEmbedder(nn.Module):
 
 class RotaryEmbedding(nn.Module):
     """Rotates each head's pairs (i, i + K/2) by position * 10000^(-2i/K)."""
+
+    inv_freq: Tensor
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -240,6 +243,8 @@ class DiT(nn.Module):
         time_conditioning: whether `sigma` conditions the network; otherwise it is taken as 0.
     """
 
+    blocks: Sequence[Block]  # what a ModuleList holds, which torch does not say
+
     def __init__(
         self,
         *,
@@ -265,9 +270,8 @@ class DiT(nn.Module):
         self.vocab_embed = VocabularyEmbedding(vocab_size, hidden_size)
         self.sigma_map = TimestepEmbedder(cond_dim)
         self.rotary_emb = RotaryEmbedding(hidden_size // n_heads)
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, n_heads, cond_dim, dropout) for _ in range(n_blocks)
-        )
+        blocks = (Block(hidden_size, n_heads, cond_dim, dropout) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.output_layer = OutputLayer(hidden_size, vocab_size, cond_dim)
         self._run_block = torch.compile(Block.forward, dynamic=False) if compile else Block.forward
 

@@ -41,9 +41,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
     on the batch size.
 
     Returns:
-        nfe, tokens_per_s, tokens_per_forward, the share of samples per stop reason, and those of
-        `evaluation.samples`; gen_ppl with `eval.generative_model`; mauve with `eval.mauve`; the
-        grammatical rate with `data=grammar`. Steps: those of the checkpoint's training.
+        nfe, nfe_per_sample, tokens_per_s, tokens_per_forward, the share of samples per stop reason,
+        and those of `evaluation.samples`; gen_ppl with `eval.generative_model`; mauve with
+        `eval.mauve`; the grammatical rate with `data=grammar`.
 
     Raises:
         ConfigError: an option that does not fit the checkpoint, or mauve without its package.
@@ -138,14 +138,14 @@ class Progress:
 
 def cost_metrics(generations: Sequence[Generation]) -> dict[str, float]:
     """Network passes, speed, and why the samples ended, over all batches."""
-    nfe = sum(generation.nfe for generation in generations)
     tokens = sum(generation.new_tokens for generation in generations)
-    per_sequence = sum(generation.new_tokens / len(generation.ids) for generation in generations)
+    passes = [count for generation in generations for count in generation.sample_nfe]
     reasons = [reason for generation in generations for reason in generation.stop_reasons]
     return {
-        "nfe": nfe,
+        "nfe": sum(generation.nfe for generation in generations),
+        "nfe_per_sample": sum(passes) / len(passes),
         "tokens_per_s": tokens / sum(generation.seconds for generation in generations),
-        "tokens_per_forward": per_sequence / nfe if nfe else float("nan"),
+        "tokens_per_forward": tokens / sum(passes) if any(passes) else float("nan"),
         **{f"stopped/{why}": reasons.count(why) / len(reasons) for why in sorted(set(reasons))},
     }
 
@@ -185,16 +185,18 @@ def write_samples(
     number = 0
     with path.open("w", encoding="utf-8") as file:
         for batch, generation in enumerate(generations):
-            for row, reason in zip(generation.rows(), generation.stop_reasons, strict=True):
+            columns = generation.rows(), generation.stop_reasons, generation.sample_nfe
+            for row, reason, nfe in zip(*columns, strict=True):
                 line: dict[str, Any] = {
                     "sample": number,
                     "seed": seed,
                     "text": texts[number],
                     "length": len(row),
                     "stop_reason": reason,
+                    "nfe": nfe,
                     "batch": batch,
-                    "nfe": generation.nfe,
-                    "seconds": round(generation.seconds, 4),
+                    "batch_nfe": generation.nfe,
+                    "batch_seconds": round(generation.seconds, 4),
                     "ids": row,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
@@ -45,12 +46,12 @@ def run(cfg: DictConfig) -> dict[str, float]:
 def fit(
     cfg: DictConfig,
     algorithm: L.LightningModule,
-    data: L.LightningDataModule,
+    data: Any,
     checkpoint: Path | None,
 ) -> dict[str, float]:
     """Train a built algorithm, from `checkpoint` if there is one; returns what `run` does.
 
-    `data.fingerprint` goes into the provenance of the run.
+    `data` is a LightningDataModule; its `fingerprint` goes into the provenance of the run.
     """
     trainer = build_trainer(cfg)
     run_dir = Path(cfg.paths.run_dir)

@@ -1,4 +1,4 @@
-"""Which tokens are masked: times, Bernoulli masks, masks of a bounded rate, masks of an exact count.
+"""Which tokens are masked: times, Bernoulli masks, masks of a bounded rate or an exact count.
 
 Every function takes its random numbers as an argument, so a caller decides where they come from
 (`objectives.keyed`), and a test can pass all of them.
@@ -18,15 +18,15 @@ GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 def spread_times(
     position_B: Int[Tensor, " B"], num_blocks: int, phase: float, low: float, high: float
 ) -> Float[Tensor, "B K"]:
-    """Evenly spread times for all blocks of a global batch: t = low + (high - low) frac(phase + j g).
+    """Evenly spread times for all blocks of a global batch.
 
-    j = position * K + block counts the blocks of the global batch and g is the golden ratio. With
-    a uniform phase each time is uniform on [low, high), and any run of consecutive blocks (one
-    sequence, one micro-batch, the whole batch) covers the interval almost as evenly as
-    stratification would (Kronecker sequence). Because j is a global index, the times do not depend
-    on how the batch is cut over ranks or accumulation steps. Stratifying in raster order, as is
-    usual, would give all blocks of a sequence nearly the same time, and the first sequence always
-    the cleanest.
+    t = low + (high - low) frac(phase + j g), where j = position * K + block counts the blocks of
+    the global batch and g is the golden ratio. With a uniform phase each time is uniform on
+    [low, high), and any run of consecutive blocks (one sequence, one micro-batch, the whole batch)
+    covers the interval almost as evenly as stratification would (Kronecker sequence). Because j is
+    a global index, the times do not depend on how the batch is cut over ranks or accumulation
+    steps. Stratifying in raster order, as is usual, would give all blocks of a sequence nearly the
+    same time, and the first sequence always the cleanest.
     """
     index_BK = position_B[:, None] * num_blocks + torch.arange(num_blocks, device=position_B.device)
     fraction_BK = torch.remainder(index_BK.double() * GOLDEN + phase, 1.0)

@@ -117,7 +117,8 @@ def config_hash(config: DictConfig | Mapping[str, Any]) -> str:
     of folders in `paths` and `checkpointing.save_dir`, so that repetitions of one experiment
     share one hash wherever they were written.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    is_config = OmegaConf.is_config(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True) if is_config else config
     places = [*plain.get("paths", {}).values(), plain.get("checkpointing", {}).get("save_dir")]
     roots = sorted((place for place in places if isinstance(place, str)), key=len, reverse=True)
     kept = {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}

@@ -163,7 +163,8 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
         ValueError: whatever check of its own the target made.
     """
     path = node._get_full_key(None) if isinstance(node, DictConfig) else ""
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    is_config = isinstance(node, DictConfig)
+    plain: Any = OmegaConf.to_container(node, resolve=True) if is_config else node
     found = {key: locate(target, key) for key, target in targets(plain, path)}
     outermost = _join(path, "_target_")
     if outermost not in found:

@@ -9,6 +9,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from runtime.config import one_line
 
+_UNKNOWN_KEY = (ConfigKeyError, ConfigAttributeError)
+
 
 def explain(error: BaseException) -> str:
     """One line naming the key, the value where known, and what is allowed."""
@@ -18,8 +20,7 @@ def explain(error: BaseException) -> str:
         reason = re.sub(r"See https\S+.*|Error parsing override '.*'", "", str(error))
         return f"{error.override}: cannot be read ({one_line(reason)}); allowed: KEY=VALUE"
     cause = error.__cause__
-    unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
-    if unknown and isinstance(cause.parent_node, DictConfig):
+    if isinstance(cause, _UNKNOWN_KEY) and isinstance(cause.parent_node, DictConfig):
         return _unknown_key(str(error), cause)
     lines = [str(error).split("Config search path:")[0], str(cause or "")]
     return one_line("\n".join(lines))

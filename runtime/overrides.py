@@ -21,6 +21,7 @@ def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> Dic
         keys: what the user named, e.g. ["data", "model.length"].
     """
     result = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(result, DictConfig)
     if "experiment" in keys:
         return result
     with open_dict(result):

@@ -70,8 +70,7 @@ def _status(error: BaseException | None) -> str:
 
 
 def _steps_at(error: BaseException | None) -> int:
-    known = isinstance(error, Interrupted | NonFiniteError) and error.step is not None
-    return error.step if known else 0
+    return (error.step or 0) if isinstance(error, Interrupted | NonFiniteError) else 0
 
 
 def load_summary(run_dir: str | Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def validate(cfg: DictConfig) -> None:
     _check_times(cfg)
     _check_batches(cfg)
     _check_files(cfg)
+    _check_sharding(cfg)
     _check_hardware(cfg)
 
 
@@ -152,6 +153,17 @@ def _check_exists(cfg: DictConfig, path: str) -> None:
     file = value_of(cfg, path)
     if file is not None and not Path(file).is_file():
         raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
+
+
+def _check_sharding(cfg: DictConfig) -> None:
+    strategy = value_of(cfg, "trainer.strategy")
+    name = strategy.get("_target_", "") if isinstance(strategy, dict) else str(strategy)
+    sharded = "fsdp" in name.lower() or "modelparallel" in name.lower()
+    if sharded and cfg.training.ema > 0:
+        raise ConfigError(
+            f"training.ema={cfg.training.ema}: the moving average needs whole weights on every"
+            " device, which a sharded trainer.strategy does not keep; allowed: 0, or trainer=ddp"
+        )
 
 
 def _check_hardware(cfg: DictConfig) -> None:

@@ -10,6 +10,7 @@ the entropy against updates). A finished stage is not run again.
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ def stage(folder: Path, *overrides: str) -> dict:
 
 def measure(name: str, out: Path, overrides: list[str]) -> dict:
     """Train, evaluate and sample one model."""
-    folder = out / name.replace(" ", "").replace(",", "-").replace("'", "")
+    folder = out / re.sub(r"[^A-Za-z0-9]+", "-", name.replace("'", ""))
     stage(folder / "train", "experiment=grammar_table", *MODELS[name], *overrides)
     checkpoint = f"eval.checkpoint_path={folder / 'train' / 'checkpoints' / 'last.ckpt'}"
     evaluate = ("eval.split=test", "eval.num_draws=16", "loader.eval_global_batch_size=500")

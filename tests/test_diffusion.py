@@ -64,7 +64,7 @@ def test_training_loss_estimates_the_same_bound(noise):
 
 @torch.no_grad()
 def test_blocks_of_one_token_are_exact():
-    """BD3-LM with block size 1 = chain rule, token by token, each from a mask after a clean past."""
+    """BD3-LM with block size 1 = chain rule, each token from a mask after a clean past."""
     model, batch = small_model("algo=bd3lm", "block_size=1"), small_batch(2)
     ids = batch["input_ids"]
     cache = model.backbone.new_cache(2, 8, torch.float32)
@@ -164,7 +164,7 @@ def test_resampling_keeps_every_block_inside_the_interval():
 
 
 def test_nothing_but_scored_places_is_masked():
-    """Padding and the beginning-of-sequence token stay visible; ignore_bos=false frees the first."""
+    """Padding and the beginning-of-sequence token stay visible; ignore_bos=false frees it."""
     batch = small_batch(300)
     batch["loss_mask"][:, 6:] = False
     masked = (small_model().corrupt(batch, 0)["xt"] == 3).any(0)

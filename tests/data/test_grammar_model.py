@@ -130,7 +130,7 @@ def test_bad_tables_are_refused(table, message):
 
 def test_cyclic_rules_have_no_entropy():
     rules = read_rules("Root -> *Thing 1\nRoot -> *Other 1\nOther -> *Root 1", {})
-    with pytest.raises(DataError, match="one-child rules form a cycle: (Root|Other) ->"):
+    with pytest.raises(DataError, match=r"one-child rules form a cycle: (Root|Other) ->"):
         sentence_moments(rules, {"Thing": [0.0]}, "Root", max_words=5)
 
 

@@ -61,6 +61,15 @@ def test_forward_passes_are_counted(kind, rule, nfe):
     assert generation.seconds > 0 and generation.tokens_per_second > 0
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_a_sequence_counts_the_passes_that_it_would_need_alone(rule):
+    together = sample("bd3lm", num_samples=4, strategy=rule)
+    alone = [sample("bd3lm", num_samples=1, strategy=rule, first_sample=i) for i in range(4)]
+    assert together.sample_nfe == [run.nfe for run in alone]
+    assert together.nfe >= max(together.sample_nfe)
+    assert together.tokens_per_forward == pytest.approx(60 / sum(together.sample_nfe))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_of_any_length_are_kept(kind):
     prompt = [BOS, 5, 7, 9, 3, 4]

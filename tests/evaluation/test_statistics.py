@@ -56,7 +56,7 @@ def test_mean_and_standard_error_by_hand():
 
 def test_paired_difference_ignores_what_the_pairs_share():
     shared = np.array([10.0, -50.0, 200.0, 0.0])
-    estimate = paired_difference(shared + [1.0, 2.0, 1.0, 2.0], shared)
+    estimate = paired_difference(shared + np.array([1.0, 2.0, 1.0, 2.0]), shared)
     assert estimate == pytest.approx((1.5, math.sqrt((1 / 3) / 4)))
     with pytest.raises(DataError, match="got 2 and 1"):
         paired_difference([1.0, 2.0], [1.0])
@@ -83,7 +83,7 @@ def test_bootstrap_ratio_of_proportional_rows_has_no_spread():
 
 
 def test_bootstrap_ratio_names_a_bad_row():
-    with pytest.raises(DataError, match="row 1 is 0.0"):
+    with pytest.raises(DataError, match=r"row 1 is 0\.0"):
         bootstrap_ratio([1.0, 1.0], [1.0, 0.0])
     with pytest.raises(DataError, match="matching rows, got 1 and 2"):
         bootstrap_ratio([1.0], [1.0, 2.0])

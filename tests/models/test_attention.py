@@ -144,7 +144,7 @@ def test_errors_name_the_key():
     """Unknown backend, block size that does not divide, full cache."""
     with pytest.raises(ValueError, match=r"model\.attn_backend=fast: allowed auto, sdpa"):
         resolve_backend("fast", CPU)
-    with pytest.raises(ValueError, match="block_size=5: does not divide model.length=12"):
+    with pytest.raises(ValueError, match=r"block_size=5: does not divide model\.length=12"):
         BlockDiffusionAttention(12, 5, "math", CPU)
     net = DiT(vocab_size=5, hidden_size=8, n_blocks=1, n_heads=1, length=4)
     with pytest.raises(ValueError, match="cache holds 0 of 4 tokens: no room for 5 more"):

@@ -43,5 +43,5 @@ def test_state_round_trips_and_is_checked():
     wrong = ExponentialMovingAverage([torch.nn.Parameter(torch.zeros(3))], 0.1)
     with pytest.raises(ValueError, match="1 tensors do not match the 1 parameters"):
         wrong.load_state_dict(ema.state_dict())
-    with pytest.raises(ValueError, match="training.ema=1.0"):
+    with pytest.raises(ValueError, match=r"training\.ema=1\.0"):
         ExponentialMovingAverage([weight], 1.0)

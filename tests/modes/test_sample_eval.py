@@ -75,6 +75,7 @@ def test_samples_are_kept_and_measured(tmp_path, capsys, algo):
     assert all(row["length"] == len(row["ids"]) == LENGTH for row in rows)
     assert all(row["stop_reason"] == "length" and row["seed"] == 1 for row in rows)
     assert metrics["nfe"] == 2 * 15 and metrics["tokens_per_forward"] == 1.0
+    assert metrics["nfe_per_sample"] == 15 and {row["nfe"] for row in rows} == {15}
     assert metrics["stopped/length"] == 1.0 and metrics["tokens_per_s"] > 0
     assert 0 <= metrics["grammatical_rate"] <= 1 and metrics["grammatical_rate_high"] > 0
     assert 0 < metrics["distinct_1"] <= 1 and metrics["entropy"] > 0

@@ -113,7 +113,7 @@ def test_rate_bounds():
     assert rate_bounds(16, 0.3, 0.8) == (5, 12)
     assert rate_bounds(10, 0.30000001, 0.8) == (3, 8)
     assert rate_bounds(1, 1.0, 1.0) == (1, 1)
-    with pytest.raises(ValueError, match="block_size=2: has a rate|block_size=2 has a rate"):
+    with pytest.raises(ValueError, match="block_size=2 has a rate"):
         rate_bounds(2, 0.6, 0.9)
 
 

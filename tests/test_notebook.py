@@ -1,0 +1,76 @@
+"""The notebook runs from its own folder and from the root, and is what its .py twin says."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT, compose_config, environment
+
+jupytext = pytest.importorskip("jupytext")
+nbclient = pytest.importorskip("nbclient")
+
+NOTEBOOKS = ROOT / "notebooks"
+TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Four steps of the default model, made small, on the data that the notebook shows."""
+    from modes import train
+
+    folder = tmp_path_factory.mktemp("notebook")
+    cfg = compose_config(
+        "trainer=cpu", "trainer.max_steps=4", "trainer.val_check_interval=4",
+        "trainer.limit_val_batches=1", "trainer.enable_progress_bar=false",
+        "+trainer.enable_model_summary=false", "model.length=32", "model.hidden_size=16",
+        "model.n_blocks=1", "model.n_heads=2", "loader.global_batch_size=4",
+        f"paths.cache_dir={folder / 'cache'}", run_dir=folder / "run",
+    )  # fmt: skip
+    train.run(cfg)
+    return folder / "run" / "checkpoints" / "best.ckpt"
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_script_runs_from_the_root(name, checkpoint):
+    done = subprocess.run(
+        [sys.executable, f"notebooks/{name}.py"],
+        cwd=ROOT,
+        env=environment(CHECKPOINT=str(checkpoint), MPLBACKEND="Agg"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "▢" in done.stdout and "the original" in done.stdout
+    assert "nats per token over" in done.stdout
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_notebook_runs_from_its_folder(name, checkpoint, monkeypatch):
+    monkeypatch.setenv("CHECKPOINT", str(checkpoint))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = jupytext.read(NOTEBOOKS / f"{name}.ipynb")
+    client = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
+    )
+    client.execute()
+    images = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(images) == 3
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_agree(name):
+    """`jupytext --sync notebooks/NAME.py` brings them together again."""
+    script = jupytext.read(NOTEBOOKS / f"{name}.py")
+    notebook = jupytext.read(NOTEBOOKS / f"{name}.ipynb")
+    assert [(cell.cell_type, cell.source) for cell in script.cells] == [
+        (cell.cell_type, cell.source) for cell in notebook.cells
+    ]
+    assert (NOTEBOOKS / f"{name}.ipynb").stat().st_size < LARGEST_NOTEBOOK

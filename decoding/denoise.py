@@ -71,27 +71,50 @@ class Generation:
 class SpecialTokens(Protocol):
     """Ids of the special tokens (`data.tokenization.SpecialIds`)."""
 
-    bos: int
-    eos: int
-    pad: int
-    mask: int
+    @property
+    def bos(self) -> int:
+        """Begins a sequence."""
+        ...
+
+    @property
+    def eos(self) -> int:
+        """Ends a text."""
+        ...
+
+    @property
+    def pad(self) -> int:
+        """Fills what is behind the end."""
+        ...
+
+    @property
+    def mask(self) -> int:
+        """Stands for a token that is hidden."""
+        ...
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """What `generate` needs of an algorithm.
+    """What `generate` needs of an algorithm."""
 
-    Attributes:
-        special: ids of the special tokens.
-        noise: the masking schedule.
-        length: tokens per training sequence.
-        starts_with_bos: the first token is given and never generated.
-    """
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the special tokens."""
+        ...
 
-    special: SpecialTokens
-    noise: Schedule
-    length: int
-    starts_with_bos: bool
+    @property
+    def noise(self) -> Schedule:
+        """The masking schedule."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens per training sequence."""
+        ...
+
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether the first token is given and never generated."""
+        ...
 
     def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
         """The way this algorithm predicts tokens, with its weights as they are now."""

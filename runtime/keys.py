@@ -6,11 +6,9 @@ from typing import Any
 
 ATTENTION = ("auto", "sdpa", "flex", "math")
 # Without 16-*: fp16 needs a loss scaler, which sets `grad_scale` and `found_inf` of the fused
-# optimiser itself; there the algorithms put their own normaliser and guard.
-PRECISIONS = (
-    "32", "32-true", "64", "64-true", "bf16", "bf16-mixed", "bf16-true", "transformer-engine",
-    "transformer-engine-float16",
-)  # fmt: skip
+# optimiser itself; there the algorithms put their own normaliser and guard. Without bf16-true: the
+# moving average of the weights, the loss and validation need weights in fp32.
+PRECISIONS = ("32", "32-true", "64", "64-true", "bf16", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ KEYS: tuple[Key, ...] = (
         "trainer.precision",
         lambda v: v is not False and v is not True and str(v) in PRECISIONS,
         f"{', '.join(PRECISIONS)} (not 16-*: the guard against non-finite gradients takes the"
-        " place of its loss scaler)",
+        " place of its loss scaler; not bf16-true: weights stay in fp32)",
     ),
     _integer("trainer.max_steps", 1),
     Key(

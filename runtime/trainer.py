@@ -27,17 +27,16 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
     """
     _quiet_lightning()
     accumulation = accumulation_steps(cfg)
-    callbacks = build_group(cfg, "callbacks")
-    if not cfg.trainer.get("enable_progress_bar", True):
-        # Lightning refuses a bar among the callbacks when bars are switched off.
-        callbacks = [one for one in callbacks if not _is_progress_bar(one)]
-    options = {
-        "callbacks": callbacks,
+    options: dict[str, Any] = {
+        "callbacks": overrides.pop("callbacks", None) or build_group(cfg, "callbacks"),
         "logger": build_group(cfg, "logger") or False,
         "default_root_dir": str(checkpoint_root(cfg)),
         "accumulate_grad_batches": accumulation,
         "val_check_interval": validation_interval(cfg) * accumulation,
     }
+    if not cfg.trainer.get("enable_progress_bar", True):
+        # Lightning refuses a bar among the callbacks when bars are switched off.
+        options["callbacks"] = [x for x in options["callbacks"] if not _is_progress_bar(x)]
     return instantiate(cfg.trainer, **(options | overrides))
 
 
@@ -60,6 +59,8 @@ def _quiet_lightning() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # What is logged on validation is already the same on all ranks.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     # The algorithm corrupts a batch before it travels; the data module has nothing to do there.
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
     # A loader here starts at trainer.global_step, so every one of them is resumable.

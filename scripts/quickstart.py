@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLES = ("sampling.batch_size=4", "sampling.nucleus_p=0.9")
+NOTE = "done.json"  # what a stage that ended well had been asked
+SAMPLES = ("sampling.batch_size=4", "sampling.nucleus_p=0.9", "sampling.temperature=0.8")
 
 
 def stage(title: str, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -26,22 +27,22 @@ def stage(title: str, folder: Path, *overrides: str) -> dict[str, Any]:
         The summary of the run. Ends this process with main.py's exit code if that failed.
     """
     print(f"\n== {title}", flush=True)
-    if not is_done(folder, overrides):
+    if is_done(folder, overrides):
+        print(f"done before, see {shown(folder)}")
+    else:
         arguments = ["main.py", f"paths.run_dir={shown(folder)}", *overrides]
         print(f"$ python {shlex.join(arguments)}\n", flush=True)
-        # The child may be stopped by Ctrl-C and then saves a checkpoint: wait until it has.
+        (folder / NOTE).unlink(missing_ok=True)
         code = wait(subprocess.Popen([sys.executable, *arguments], cwd=ROOT))
         if code:
-            print(f"\nstopped with exit code {code}; `make quickstart` goes on from here")
+            print(f"\nstopped with exit code {code}; the same command goes on from here")
             raise SystemExit(code)
-        write_overrides(folder, overrides)
-    else:
-        print(f"done before, see {shown(folder)}")
+        (folder / NOTE).write_text(json.dumps(overrides))
     return json.loads((folder / "summary.json").read_text())
 
 
 def wait(process: subprocess.Popen) -> int:
-    """The exit code of a process; an interrupt reaches it too, and is left to it."""
+    """The exit code of a process; Ctrl-C reaches it too, and it saves before it ends."""
     while True:
         try:
             return process.wait()
@@ -51,13 +52,8 @@ def wait(process: subprocess.Popen) -> int:
 
 def is_done(folder: Path, overrides: tuple[str, ...]) -> bool:
     """Whether this stage has ended well with these overrides."""
-    note = folder / "overrides.json"
+    note = folder / NOTE
     return note.is_file() and json.loads(note.read_text()) == list(overrides)
-
-
-def write_overrides(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Note what a stage that ended well was asked."""
-    (folder / "overrides.json").write_text(json.dumps(overrides))
 
 
 def shown(path: Path) -> str:
@@ -82,7 +78,7 @@ metrics                 {train}/metrics.csv
 checkpoint              {checkpoint}
 samples                 {shown(out / "samples" / "samples.jsonl")}
 
-== What to try next
+== What to try next (after `source .venv/bin/activate`)
 
 python main.py --help
 python main.py algo=bd3lm block_size=16 training.from_pretrained={checkpoint}
@@ -98,6 +94,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for training")
     options = parser.parse_args()
     out = options.out.resolve()
+    if not is_done(out / "train", tuple(options.overrides)):
+        for later in ("likelihood", "samples"):  # of another checkpoint, if they are there
+            (out / later / NOTE).unlink(missing_ok=True)
     training = stage("Train on the language reference of Python", out / "train", *options.overrides)
     checkpoint = f"eval.checkpoint_path={shown(out / 'train' / 'checkpoints' / 'best.ckpt')}"
     likelihood = stage("Evaluate", out / "likelihood", "mode=ppl_eval", checkpoint)

@@ -101,6 +101,7 @@ class Sabotage:
         self.what, self.step = what, step
         self.model: Diffusion | None = None
         self.rows: list[int] = []
+        self.bad = -1
         self._original = Diffusion.loss_terms
         patch.setattr(Diffusion, "loss_terms", lambda model, batch: self.loss_terms(model, batch))
 
@@ -111,7 +112,8 @@ class Sabotage:
                 if self.what == "gradient":
                     model.backbone.vocab_embed.embedding.register_hook(lambda g: g * torch.inf)
             self.rows += batch["index"].tolist()
-            if self.what == "loss" and len(self.rows) == 8:
+            last_micro_batch = len(self.rows) == 8 // model.trainer.world_size
+            if self.what == "loss" and last_micro_batch:
                 inputs = batch["inputs"]
                 owner = inputs["rows"] // model.length
                 self.bad = int(batch["index"][owner[-1]])

@@ -18,6 +18,7 @@ NEEDED = {
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],
+    "fsdp": ["training.ema=0"],
     "text": ["data.train_path=a.txt", "data.valid_path=b.txt"],
 }
 GROUPS = sorted(

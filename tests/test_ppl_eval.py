@@ -41,8 +41,8 @@ def evaluate(folder, checkpoint, out, *overrides):
     out.mkdir(exist_ok=True)
     return run(
         compose_config(
-            "mode=ppl_eval", f"eval.checkpoint_path={checkpoint}", f"paths.cache_dir={folder}/cache",
-            "trainer=cpu", "eval.num_draws=1", *overrides, run_dir=out,
+            "mode=ppl_eval", "eval.num_draws=1", f"eval.checkpoint_path={checkpoint}",
+            f"paths.cache_dir={folder}/cache", "trainer=cpu", *overrides, run_dir=out,
         )
     )  # fmt: skip
 
@@ -81,9 +81,7 @@ def test_rows_of_the_run_add_up_to_its_metrics(folder, trained, tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_does_not_depend_on_the_batch_size(folder, trained, tmp_path, batch_size):
     run_dir, metrics = trained("bd3lm")
-    found = evaluate(
-        folder, best(run_dir), tmp_path, f"loader.eval_global_batch_size={batch_size}"
-    )
+    found = evaluate(folder, best(run_dir), tmp_path, f"loader.eval_global_batch_size={batch_size}")
     assert found["nll"] == pytest.approx(metrics["best/val/nll"], rel=1e-6)
 
 

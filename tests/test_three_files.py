@@ -4,6 +4,7 @@ The modules and their yaml lie in tests/plugins; this is the test of all three.
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -21,7 +22,7 @@ from tests.support import ROOT, run_main
 PLUGINS = ROOT / "tests" / "plugins"
 TINY = (
     "trainer=cpu", "trainer.max_steps=4", "trainer.val_check_interval=2",
-    "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "~callbacks.progress",
+    "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false",
     "model.length=16", "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2",
     "loader.global_batch_size=8", "data=counting",
 )  # fmt: skip
@@ -116,3 +117,16 @@ def test_left_to_right():
     )
     masked = [(x_BL[0] == 3).nonzero()[:, 0].tolist() for x_BL in seen]
     assert masked == [list(range(first, 8)) for first in range(2, 9)]
+
+
+def lines(text: str) -> str:
+    """A text without indentation and blank lines."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def test_contributing_shows_these_files():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = re.findall(r"```(?:python|yaml) (\S+)\n(.*?)```", text, re.DOTALL)
+    assert len(shown) == 5
+    for path, code in shown:
+        assert lines(code) in lines((ROOT / path).read_text()), f"{path} is shown differently"

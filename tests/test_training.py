@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def straight(folder):
     return run
 
 
+def start_child(job: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    """Start `job` in a forked process: a kill is its own, and its loader workers end with it."""
+
+    def run() -> None:
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
+        job(*arguments)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def in_child(job: Callable[..., object], *arguments: object) -> None:
+    process = start_child(job, *arguments)
+    process.join()
+    assert process.exitcode == 0
+
+
 def table(run_dir: Path) -> str:
     return (run_dir / "metrics.csv").read_text()
 
@@ -74,9 +94,9 @@ def table(run_dir: Path) -> str:
 def test_stopped_and_resumed_equals_straight(folder, straight, tmp_path, name, steps, workers):
     overrides = (*RUNS[name], f"loader.num_workers={workers}")
     for step in steps:
-        interrupt(folder, tmp_path, step, *overrides)
+        in_child(interrupt, folder, tmp_path, step, *overrides)
         assert last(tmp_path)["global_step"] == step
-    assert fit(folder, tmp_path, *overrides)["steps"] == 8
+    in_child(fit, folder, tmp_path, *overrides)
     assert equal(state(tmp_path), state(straight(name)))
     assert table(tmp_path) == table(straight(name))
 
@@ -100,10 +120,8 @@ def test_kills_at_any_moment_leave_a_checkpoint_that_can_be_resumed(folder, tmp_
     path, draw = tmp_path / "run" / "checkpoints" / "last.ckpt", random.Random(0)
     reached = []
     for _ in range(4):
-        start = multiprocessing.get_context("fork").Process
-        process = start(target=_fit_in_child, args=(folder, tmp_path / "run", overrides))
         before = path.stat().st_mtime_ns if path.exists() else 0
-        process.start()
+        process = start_child(fit, folder, tmp_path / "run", *overrides)
         while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == before):
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
@@ -115,11 +133,6 @@ def test_kills_at_any_moment_leave_a_checkpoint_that_can_be_resumed(folder, tmp_
     assert equal(state(tmp_path / "run"), state(tmp_path / "straight"))
     assert table(tmp_path / "run") == table(tmp_path / "straight")
     assert {file.name for file in path.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
-def _fit_in_child(folder: Path, run_dir: Path, overrides: tuple[str, ...]) -> None:
-    torch.set_num_threads(1)  # the parent's threads do not exist here
-    fit(folder, run_dir, *overrides)
 
 
 def arguments(folder: Path, run_dir: Path, *overrides: str) -> list[str]:

@@ -24,11 +24,10 @@ class Trainer:
     accumulate_grad_batches = 2
     global_step = 7
 
-    def __init__(self) -> None:
-        self.saved: list[Path] = []
+    is_global_zero = True
 
     def save_checkpoint(self, path: Path) -> None:
-        self.saved.append(path)
+        path.write_text(f"step {self.global_step}")
 
 
 @pytest.fixture
@@ -46,10 +45,11 @@ def test_stops_only_between_two_optimiser_steps(stop, tmp_path, number):
     trainer = Trainer()
     os.kill(os.getpid(), number)
     stop.on_train_batch_start(trainer, None, None, batch_idx=13)
-    assert not trainer.saved
+    assert not list(tmp_path.iterdir())
     with pytest.raises(Interrupted) as caught:
         stop.on_train_batch_start(trainer, None, None, batch_idx=14)
-    assert trainer.saved == [tmp_path / "last.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert (tmp_path / "last.ckpt").read_text() == "step 7"
     assert (caught.value.exit_code, caught.value.step) == (128 + number, 7)
 
 
@@ -59,13 +59,13 @@ def test_second_signal_stops_at_once(stop):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_nothing_is_saved_before_the_first_step(stop):
+def test_nothing_is_saved_before_the_first_step(stop, tmp_path):
     trainer = Trainer()
     trainer.global_step = 0
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Interrupted):
         stop.on_train_batch_start(trainer, None, None, batch_idx=0)
-    assert not trainer.saved
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_handler_is_left_after_a_failed_run(tmp_path):

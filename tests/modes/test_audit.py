@@ -63,7 +63,7 @@ def test_rows_that_end_early(copy):
 
 def test_another_configuration(copy):
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("lr: 0.0003", "lr: 0.1"))
+    (copy / "config.yaml").write_text(text.replace("weight_decay: 0.0", "weight_decay: 0.1"))
     assert failed(copy) == {"config hash"}
 
 

@@ -95,6 +95,11 @@ class Algorithm(L.LightningModule):
         self._step = GradientStep(self._sum_over_ranks, self._gather)
         self._parts: list[EvaluatedRows] = []
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether one draw of `evaluate` is the likelihood itself."""
+        return False
+
     def loss_terms(self, batch: dict[str, Tensor]) -> LossTerms:
         """Loss of one micro-batch, as sums."""
         raise NotImplementedError(f"{type(self).__name__} defines no training loss")
@@ -289,11 +294,8 @@ class Algorithm(L.LightningModule):
         self.load_state_dict(usable, strict=False)
         self.create_ema()
         if self.ema is not None and checkpoint["ema"] is not None and not problems:
-            self.ema.load_state_dict({**checkpoint["ema"], **self._ema_counters()})
-
-    def _ema_counters(self) -> dict[str, Any]:
-        assert self.ema is not None
-        return {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
+            fresh = {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
+            self.ema.load_state_dict(checkpoint["ema"] | fresh)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -68,6 +68,11 @@ class Diffusion(Algorithm):
         """Whether the first token is given instead of generated."""
         return self.ignore_bos
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every draw of the bound is the likelihood itself: blocks of one token."""
+        return self.block_size == 1
+
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Inputs, rows, targets and weights of a training batch (host tensors)."""
         raise NotImplementedError

@@ -17,17 +17,19 @@ from evaluation.statistics import ratio_with_standard_error
 Array = NDArray[np.float64]
 
 
-def likelihood_metrics(nll_RK: Array, tokens_R: Array) -> dict[str, float]:
+def likelihood_metrics(nll_RK: Array, tokens_R: Array, exact: bool) -> dict[str, float]:
     """Nats per token of a data set, with two standard errors.
 
     `nll_se` is that of the rows: how much the number would move with other rows and other draws.
-    `nll_se_draws` is that of the draws alone, on these rows: 0 where the likelihood is exact, nan
-    for a single draw.
+    `nll_se_draws` is that of the draws alone, on these rows: 0 where the likelihood is `exact`,
+    otherwise nan for a single draw.
     """
     mean, error = ratio_with_standard_error(nll_RK.mean(1), tokens_R)
     per_draw_K = nll_RK.sum(0) / tokens_R.sum()
     draws = len(per_draw_K)
     draw_error = float(per_draw_K.std(ddof=1) / math.sqrt(draws)) if draws > 1 else math.nan
+    if exact:
+        draw_error = 0.0
     return {
         "nll": mean,
         "nll_se": error,

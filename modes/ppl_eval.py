@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     data = LanguageData.for_model(
         cfg, model.tokenizer, named="data.tokenizer_name_or_path" in overridden_keys()
     )
-    model.eval_draws = cfg.eval.num_draws
+    model.eval_draws = 1 if model.is_exact else cfg.eval.num_draws
     trainer = build_trainer(cfg, logger=False, callbacks=[progress_bar()], limit_val_batches=None)
     data.trainer = trainer
     loader = data.eval_loader(cfg.eval.split, cfg.eval.limit_rows)
@@ -43,7 +43,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
     rows = model.evaluated
     assert rows is not None, "validation leaves its rows"
     index_R, nll_RK, tokens_R = (column.numpy() for column in rows)
-    metrics = likelihood_metrics(nll_RK, tokens_R) | data.unigram_metrics(cfg.eval.split)
+    metrics = likelihood_metrics(nll_RK, tokens_R, model.is_exact) | data.unigram_metrics(
+        cfg.eval.split
+    )
     if isinstance(data.source, ProbabilisticGrammar):
         texts = data.texts_of_rows(cfg.eval.split, index_R)
         metrics |= gap_to_truth(nll_RK, tokens_R, true_nll(texts, data.source))

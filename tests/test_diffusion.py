@@ -84,6 +84,12 @@ def test_blocks_of_one_token_are_exact():
     assert torch.equal(draws[:, 0], draws[:, 1]), "there is nothing to draw"
 
 
+def test_exactness_is_known():
+    """AR and blocks of one token need a single draw."""
+    names = (["algo=ar"], ["algo=bd3lm", "block_size=1"], ["algo=bd3lm", "block_size=2"], [])
+    assert [small_model(*name).is_exact for name in names] == [True, True, False, False]
+
+
 @torch.no_grad()
 def test_all_masked_training_at_block_size_one_is_the_exact_likelihood():
     """With the interval (1, 1) and L' = 1 the training loss is the AR negative log-likelihood."""

@@ -58,7 +58,9 @@ def test_equals_the_validation_of_training_with_the_averaged_weights(
         # The table of training rounds to float32.
         assert found["nll"] == pytest.approx(metrics[key], rel=1e-6)
         assert found["ppl"] == pytest.approx(math.exp(found["nll"]))
-        assert found["rows"] == 13 and math.isnan(found["nll_se_draws"])
+        # One draw says nothing about its own error, unless there is nothing to draw.
+        assert found["rows"] == 13
+        assert found["nll_se_draws"] == pytest.approx(0 if name == "ar" else math.nan, nan_ok=True)
     assert found["nll_se"] > 0 and metrics["val/nll_se"] > 0
     raw = evaluate(folder, newest, tmp_path / "raw", "eval.weights=raw")
     assert abs(raw["nll"] - metrics["val/nll"]) > 1e-3
@@ -72,9 +74,8 @@ def test_rows_of_the_run_add_up_to_its_metrics(folder, trained, tmp_path):
     assert [row["index"] for row in rows] == list(range(7)) and found["rows"] == 7
     tokens = sum(row["tokens"] for row in rows)
     assert tokens == found["tokens"]
-    # AR is exact: every draw is the same number.
-    assert all(len(set(row["nll"])) == 1 for row in rows)
-    assert found["nll_se_draws"] == pytest.approx(0, abs=1e-12)
+    # AR is exact: whatever number of draws was asked for, one is made.
+    assert all(len(row["nll"]) == 1 for row in rows) and found["nll_se_draws"] == 0
     assert found["nll"] == pytest.approx(sum(row["nll"][0] for row in rows) / tokens)
 
 

@@ -301,11 +301,11 @@ class LanguageData(L.LightningDataModule):
         return DataLoader(dataset, **batching, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
-        workers = self.config.loader.num_workers
+        # Workers end with their pass: the training loader makes one, and workers that outlive the
+        # run would hold up whoever collects it (a sweep, a notebook).
         return {
-            "num_workers": workers,
+            "num_workers": self.config.loader.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": workers > 0,
             # Opening a loader draws a seed for its workers, which need none. From the global
             # generator it would shift dropout, by an amount that depends on their number.
             "generator": torch.Generator(),

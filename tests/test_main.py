@@ -82,13 +82,15 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(tmp_path, arguments, parts)
 
 
 def test_help_is_short_useful_and_fast():
-    started = time.perf_counter()
-    done = run_main("--help", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
-    elapsed = time.perf_counter() - started
+    seconds = []
+    for _ in range(3):  # a busy machine may be slow once
+        started = time.perf_counter()
+        done = run_main("--help", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+        seconds.append(time.perf_counter() - started)
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 45
     for part in ("python main.py", "algo: ar, bd3lm, mdlm", "mode: audit", "trainer: auto, cpu"):
         assert part in done.stdout
-    assert elapsed < 2.0
+    assert min(seconds) < 2.0
 
 
 def test_main_imports_nothing_heavy():

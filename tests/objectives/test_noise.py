@@ -48,5 +48,5 @@ def test_bad_parameters_are_named():
     """The message names key, value and what is allowed."""
     with pytest.raises(ValueError, match=r"noise\.eps=1\.5: allowed 0 <= eps < 1"):
         LogLinear(1.5)
-    with pytest.raises(ValueError, match=r"noise\.exponent=0: allowed exponent > 0"):
-        Power(0)
+    with pytest.raises(ValueError, match=r"noise\.exponent=0\.0: allowed exponent > 0"):
+        Power(0.0)

@@ -23,10 +23,10 @@ quickstart: $(VENV)/base ## Install, train on real English, evaluate, sample (mi
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/dev ## The default tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/dev ## Every test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev ## Style and types
 	$(BIN)/ruff check .

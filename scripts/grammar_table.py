@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="models trained at the same time")
     parser.add_argument("--out", type=Path, default=Path("outputs/grammar_table"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     out = options.out.resolve()
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda name: measure(name, out, options.overrides), MODELS))

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/reveal_quality"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     rows = []
     for number, (name, rule) in enumerate(RULES.items()):
         result = stage(

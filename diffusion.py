@@ -302,12 +302,13 @@ class BD3LM(MDLM):
         return BlockDenoiser(backbone, self.special.mask, self.block_size, kv_cache)
 
     def network_input(self, inputs: dict[str, Tensor]) -> Tensor:
-        """[x_t ; x_0]."""
-        return torch.cat([inputs["xt"], inputs["x0"]], dim=1)
+        """[x_t ; x_0], without the last clean block: nobody looks at it."""
+        return torch.cat([inputs["xt"], inputs["x0"][:, : -self.block_size]], dim=1)
 
     def expand_sigma(self, sigma_BL: Tensor) -> Tensor:
         """Each noisy block at its own level, the clean half at zero."""
-        return torch.cat([sigma_BL, torch.zeros_like(sigma_BL)], dim=1)
+        clean_BL = torch.zeros_like(sigma_BL[:, : -self.block_size])
+        return torch.cat([sigma_BL, clean_BL], dim=1)
 
 
 class AR(Diffusion):

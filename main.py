@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.errors import DataError
 from runtime.config import allow_plugins, locate
 from runtime.errors import AuditError, CheckpointError, ConfigError, Interrupted, NonFiniteError
+from runtime.memory import keep_freed_memory
 from runtime.messages import explain
 from runtime.run import RunFolder
 from runtime.validation import check_resolved, validate
@@ -75,6 +76,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    keep_freed_memory()
     try:
         # With this variable Hydra raises its errors instead of printing several lines.
         with _full_error("1"):

@@ -121,6 +121,7 @@ def cell(name: str, precision: str, tokens: int) -> dict:
     from decoding.reveal import FirstHitting
     from decoding.settings import SamplingConfig
     from models.precision import use_fastest_exact_matmul
+    from runtime.memory import keep_freed_memory
 
     cache, per_pass, batch = CELLS[name]
     model = RandomModel(tokens)
@@ -130,6 +131,7 @@ def cell(name: str, precision: str, tokens: int) -> dict:
         passes = reference_sample(model, tokens, precision == "bf16")
     else:
         use_fastest_exact_matmul()
+        keep_freed_memory()
         options = {"nucleus_p": 0.9, "kv_cache": cache, "precision": precision}
         config = SamplingConfig(strategy=FirstHitting(per_pass), **options)
         generate(model, batch, SamplingConfig(length=BLOCK, **options))

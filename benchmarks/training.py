@@ -29,12 +29,12 @@ def step_flops(algorithm: str, masked: int) -> float:
     """Matrix-product FLOPs that a step needs, forward and backward, of the linear layers.
 
     Per layer and token 2 * 12 H^2; the last layer's query, output and MLP only for the rows that
-    are predicted, and only keys and values of the clean half.
+    are predicted, and only keys and values of the clean half, which lacks its last block.
     """
-    size, layers, tokens = 768, 12, BATCH * LENGTH
-    streams = 1 if algorithm == "mdlm" else 2
-    full = (layers - 1) * streams * tokens * 24 * size**2
-    last = streams * tokens * 4 * size**2 + tokens * 2 * size**2 + masked * 18 * size**2
+    size, layers, noisy = 768, 12, BATCH * LENGTH
+    tokens = noisy + (BATCH * (LENGTH - BLOCK) if algorithm == "bd3lm" else 0)
+    full = (layers - 1) * tokens * 24 * size**2
+    last = tokens * 4 * size**2 + noisy * 2 * size**2 + masked * 18 * size**2
     return 3.0 * (full + last + masked * 2 * size * VOCABULARY)
 
 
@@ -48,6 +48,7 @@ def bare_step(implementation: str, algorithm: str, precision: str):
     from models.ema import ExponentialMovingAverage
     from models.precision import use_fastest_exact_matmul
     from objectives.likelihood import head_cross_entropy
+    from runtime.memory import keep_freed_memory
 
     torch.manual_seed(0)
     block = BLOCK if algorithm == "bd3lm" else None
@@ -76,6 +77,7 @@ def bare_step(implementation: str, algorithm: str, precision: str):
         return step
 
     use_fastest_exact_matmul()
+    keep_freed_memory()
     cpu, parameters = torch.device("cpu"), list(network.parameters())
     if block is None:
         attention = FullAttention(LENGTH, False, "auto", cpu)
@@ -87,7 +89,7 @@ def bare_step(implementation: str, algorithm: str, precision: str):
     def step() -> None:
         x0, xt, mask, weight = batch()
         rows = mask.flatten().nonzero()[:, 0]
-        ids = xt if block is None else torch.cat([xt, x0], dim=1)
+        ids = xt if block is None else torch.cat([xt, x0[:, :-block]], dim=1)
         with low:
             features = network(ids, attention, rows_M=rows)
             loss, _ = head_cross_entropy(
@@ -188,7 +190,9 @@ def main() -> None:
         import torch
 
         from benchmarks.timer import product_rate
+        from models.precision import use_fastest_exact_matmul
 
+        use_fastest_exact_matmul()
         types = {"fp32": torch.float32, "bf16": torch.bfloat16}
         print(json.dumps({name: product_rate(dtype) for name, dtype in types.items()}))
     else:

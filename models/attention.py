@@ -5,7 +5,7 @@ positions the last layer must produce) and `at(layer)`, a function (q, k, v) -> 
 is the same for all of them.
 
     FullAttention            MDLM (bidirectional) and AR (causal)
-    BlockDiffusionAttention  BD3-LM training: [x_t ; x_0] in one pass
+    BlockDiffusionAttention  BD3-LM training: [x_t ; x_0 but for its last block] in one pass
     CachedAttention          decoding: the current block against a cache of finished ones
 
 Legend: B batch, H heads, Q queries, T keys, D head dimension, L length, C chunk, S block size.
@@ -53,8 +53,9 @@ def attend(
 
 def _attend_math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     score_BHQT = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if mask is not None:
-        score_BHQT = score_BHQT.masked_fill(~mask, -torch.inf)
+    if mask is not None:  # added, because the gradient of a sum costs nothing
+        bias_QT = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
+        score_BHQT = score_BHQT + bias_QT.masked_fill_(~mask, -torch.inf)
     return score_BHQT.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
@@ -102,12 +103,18 @@ class FullAttention:
 
 
 class BlockDiffusionAttention:
-    """[x_t ; x_0] with both halves at positions 0..L-1, computed only where the mask is.
+    """[x_t ; x_0 without its last block], each half counted from position 0, where the mask is.
+
+    Nobody looks at the last clean block but itself, and nothing is predicted from it, so it is left
+    out: 2L - S positions in place of 2L, and no clean half at all for one block (MDLM).
 
     `math` and `sdpa` walk over chunks of whole blocks: the noisy and clean queries of a chunk
     against the clean keys up to the chunk's end and the chunk's own noisy keys. `flex` gives the
     mask to the kernel. In the last layer the clean half is needed for its keys and values alone,
     so queries may be the noisy half only.
+
+    Attributes:
+        num_clean: leading tokens of x_0 that belong to the input.
     """
 
     def __init__(
@@ -120,8 +127,9 @@ class BlockDiffusionAttention:
     ) -> None:
         if length % block_size:
             raise ValueError(f"block_size={block_size}: does not divide model.length={length}")
-        self.positions = torch.arange(length, device=device).repeat(2)
-        self.num_outputs = length
+        self.num_outputs, self.num_clean = length, length - block_size
+        index = torch.arange(length, device=device)
+        self.positions = torch.cat([index, index[: self.num_clean]])
         self._length, self._block_size = length, block_size
         self._backend = resolve_backend(backend, device)
         self._chunk = chunk or _default_chunk(length, block_size, device)
@@ -129,38 +137,42 @@ class BlockDiffusionAttention:
         self._chunks = [] if self._backend == "flex" else list(self._split(mask))
 
     def _split(self, mask: Tensor):
-        """(start, end, mask of the chunk's queries against its keys) for every chunk."""
+        """For every chunk: its noisy places, its clean places, its clean keys, and their mask."""
         L = self._length
         for start in range(0, L, self._chunk):
             end = min(start + self._chunk, L)
-            rows = torch.cat([mask[start:end], mask[L + start : L + end]])
-            yield start, end, torch.cat([rows[:, L : L + end], rows[:, start:end]], dim=1)
+            clean_end = L + min(end, self.num_clean)
+            own, clean, keys = slice(start, end), slice(L + start, clean_end), slice(L, clean_end)
+            rows = torch.cat([mask[own], mask[clean]])
+            yield own, clean, keys, torch.cat([rows[:, keys], rows[:, own]], dim=1)
 
     def at(self, layer: int) -> Attend:
         """The same function for every layer."""
         return self._attend_flex if self._backend == "flex" else self._attend_chunks
 
     def _attend_chunks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        L, has_clean = self._length, q.shape[2] > self._length
-        noisy, clean = [], []
-        for start, end, mask in self._chunks:
-            q_chunk, rows = q[:, :, start:end], end - start
+        has_clean = q.shape[2] > self._length
+        noisy_parts, clean_parts = [], []
+        for own, clean, keys, mask in self._chunks:
+            q_chunk = q[:, :, own]
             if has_clean:
-                q_chunk = torch.cat([q_chunk, q[:, :, L + start : L + end]], dim=2)
-            k_chunk = torch.cat([k[:, :, L : L + end], k[:, :, start:end]], dim=2)
-            v_chunk = torch.cat([v[:, :, L : L + end], v[:, :, start:end]], dim=2)
+                q_chunk = torch.cat([q_chunk, q[:, :, clean]], dim=2)
+            k_chunk = torch.cat([k[:, :, keys], k[:, :, own]], dim=2)
+            v_chunk = torch.cat([v[:, :, keys], v[:, :, own]], dim=2)
             out = attend(q_chunk, k_chunk, v_chunk, mask[: q_chunk.shape[2]], self._backend)
-            noisy.append(out[:, :, :rows])
-            clean.append(out[:, :, rows:])
-        return torch.cat(noisy + clean if has_clean else noisy, dim=2)
+            rows = own.stop - own.start
+            noisy_parts.append(out[:, :, :rows])
+            clean_parts.append(out[:, :, rows:])
+        return torch.cat(noisy_parts + clean_parts if has_clean else noisy_parts, dim=2)
 
     def _attend_flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = _flex_mask(self._length, self._block_size, q.shape[2], str(q.device))
+        device = str(q.device)
+        mask = _flex_mask(self._length, self._block_size, q.shape[2], k.shape[2], device)
         return _compiled_flex()(q, k, v, block_mask=mask)
 
 
 def _default_chunk(length: int, block_size: int, device: torch.device) -> int:
-    """Chunks trade skipped work against smaller products; measured in benchmarks/attention.py."""
+    """Chunks trade skipped work against smaller products; on a CPU, small ones pay early."""
     target = length if device.type == "cuda" else (64 if length <= 256 else 256)
     return min(length, max(block_size, target // block_size * block_size))
 
@@ -173,7 +185,7 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _flex_mask(length: int, block_size: int, num_queries: int, device: str):
+def _flex_mask(length: int, block_size: int, num_queries: int, num_keys: int, device: str):
     from torch.nn.attention.flex_attention import create_block_mask
 
     def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -183,7 +195,7 @@ def _flex_mask(length: int, block_size: int, num_queries: int, device: str):
         past_clean = ~query_clean & key_clean & (query_block > key_block)
         return own_noisy | past_clean | (query_clean & key_clean & (query_block >= key_block))
 
-    return create_block_mask(allowed, None, None, num_queries, 2 * length, device=device)
+    return create_block_mask(allowed, None, None, num_queries, num_keys, device=device)
 
 
 class KeyValueCache:

@@ -40,7 +40,8 @@ def without_mask(logits):
 def training_logits(backbone, x0, xt):
     """The prediction of training: [x_t ; x_0] in one pass."""
     attention = BlockDiffusionAttention(LENGTH, BLOCK, "math", CPU)
-    return without_mask(backbone.logits(backbone(torch.cat([xt, x0], dim=1), attention)))
+    ids = torch.cat([xt, x0[:, :-BLOCK]], dim=1)
+    return without_mask(backbone.logits(backbone(ids, attention)))
 
 
 @torch.no_grad()
@@ -169,10 +170,10 @@ def test_time_conditioned_networks_get_the_realised_masking_rate(tokens):
     denoiser = BlockDenoiser(backbone, MASK, BLOCK)
     denoiser.begin(2, LENGTH)
     found = denoiser.logits(xt, 4, 8, torch.arange(8)).unflatten(0, (2, 4))
-    sigma = torch.zeros(2, 2 * LENGTH)
+    sigma = torch.zeros(2, 2 * LENGTH - BLOCK)
     sigma[:, 4:8] = -torch.log1p(torch.tensor(-0.5 * (1 - 1e-3)))
     attention = BlockDiffusionAttention(LENGTH, BLOCK, "math", CPU)
-    features = backbone(torch.cat([xt, tokens], dim=1), attention, sigma_BS=sigma)
+    features = backbone(torch.cat([xt, tokens[:, :-BLOCK]], dim=1), attention, sigma_BS=sigma)
     expected = without_mask(backbone.logits(features))[:, 4:8]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 

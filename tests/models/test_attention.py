@@ -39,6 +39,11 @@ def noisy_and_clean(batch=2):
     return x0.masked_fill(masked, VOCABULARY - 1), x0
 
 
+def noisy_then_clean(xt, x0, pattern):
+    """The input of a pass over both halves."""
+    return torch.cat([xt, x0[:, : pattern.num_clean]], dim=1)
+
+
 def test_block_diffusion_mask_by_definition():
     """The three parts of the published mask, spelled out entry by entry."""
     L, S = 6, 2
@@ -58,8 +63,9 @@ def test_block_diffusion_mask_by_definition():
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 def test_chunks_equal_the_dense_mask(block_size, chunk, backend):
     """Values and gradients of every chunked kernel against one dense masked softmax."""
-    q, k, v = (torch.randn(2, 2, 2 * LENGTH, 8, requires_grad=True) for _ in range(3))
-    dense = attend(q, k, v, block_diffusion_mask(LENGTH, block_size), "math")
+    S = 2 * LENGTH - block_size
+    q, k, v = (torch.randn(2, 2, S, 8, requires_grad=True) for _ in range(3))
+    dense = attend(q, k, v, block_diffusion_mask(LENGTH, block_size)[:S, :S], "math")
     pattern = BlockDiffusionAttention(LENGTH, block_size, backend, CPU, chunk or block_size)
     ours = pattern.at(0)(q, k, v)
     torch.testing.assert_close(ours, dense, atol=1e-5, rtol=1e-4)
@@ -72,13 +78,37 @@ def test_chunks_equal_the_dense_mask(block_size, chunk, backend):
     torch.testing.assert_close(noisy_only, dense[:, :, :LENGTH], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_queries", [LENGTH, 2 * LENGTH])
+@pytest.mark.parametrize("num_queries", [LENGTH, 2 * LENGTH - 4])
 def test_flex_mask_equals_the_dense_mask(num_queries):
     """The mask function given to flex_attention, evaluated without compiling anything."""
-    block_mask = _flex_mask(LENGTH, 4, num_queries, "cpu")
-    index = torch.arange(2 * LENGTH)
+    S = 2 * LENGTH - 4
+    block_mask = _flex_mask(LENGTH, 4, num_queries, S, "cpu")
+    index = torch.arange(S)
     grid = block_mask.mask_mod(0, 0, index[:num_queries, None], index[None, :])
-    assert torch.equal(grid, block_diffusion_mask(LENGTH, 4)[:num_queries])
+    assert torch.equal(grid, block_diffusion_mask(LENGTH, 4)[:num_queries, :S])
+
+
+class DensePattern:
+    """The published input [x_t ; x_0] in full, under one dense mask."""
+
+    positions, num_outputs = torch.arange(LENGTH).repeat(2), LENGTH
+
+    def __init__(self, block_size):
+        self.mask = block_diffusion_mask(LENGTH, block_size)
+
+    def at(self, layer):
+        return lambda q, k, v: attend(q, k, v, self.mask[: q.shape[2]], "math")
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 12])
+def test_the_last_clean_block_is_not_needed(network, block_size):
+    """Logits without it equal those of the whole [x_t ; x_0]."""
+    xt, x0 = noisy_and_clean()
+    pattern = BlockDiffusionAttention(LENGTH, block_size, "math", CPU)
+    assert pattern.num_clean == LENGTH - block_size
+    whole = network.logits(network(torch.cat([xt, x0], 1), DensePattern(block_size)))
+    ours = network.logits(network(noisy_then_clean(xt, x0, pattern), pattern))
+    torch.testing.assert_close(ours, whole, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 12])
@@ -86,7 +116,7 @@ def test_training_pass_equals_cached_decoding(network, block_size):
     """Noisy-block logits from [x_t ; x_0] in one pass, and block by block against the cache."""
     xt, x0 = noisy_and_clean()
     pattern = BlockDiffusionAttention(LENGTH, block_size, "math", CPU)
-    trained = network.logits(network(torch.cat([xt, x0], 1), pattern))
+    trained = network.logits(network(noisy_then_clean(xt, x0, pattern), pattern))
     for fused in (False, True):
         cache = network.new_cache(2, LENGTH, torch.float32)
         for start in range(0, LENGTH, block_size):
@@ -108,22 +138,20 @@ def test_influence_follows_the_mask(network):
     """Changing a clean token moves the noisy logits of later blocks, and nothing else."""
     xt, x0 = noisy_and_clean(1)
     pattern = BlockDiffusionAttention(LENGTH, 4, "math", CPU)
-    before = network.logits(network(torch.cat([xt, x0], 1), pattern))
+    before = network.logits(network(noisy_then_clean(xt, x0, pattern), pattern))
     changed = x0.clone()
     changed[0, 5] = (changed[0, 5] + 1) % (VOCABULARY - 1)
-    after = network.logits(network(torch.cat([xt, changed], 1), pattern))
+    after = network.logits(network(noisy_then_clean(xt, changed, pattern), pattern))
     moved = (after - before).abs().amax(-1)[0] > 1e-6
     assert moved.tolist() == [False] * 8 + [True] * 4
 
 
 def test_block_size_of_the_length_is_plain_bidirectional(network):
-    """BD3-LM with one block is MDLM: the clean half is not looked at."""
-    xt, x0 = noisy_and_clean()
+    """BD3-LM with one block is MDLM: there is no clean half."""
+    xt, _ = noisy_and_clean()
     block = BlockDiffusionAttention(LENGTH, LENGTH, "math", CPU)
     full = FullAttention(LENGTH, False, "math", CPU)
-    torch.testing.assert_close(
-        network(torch.cat([xt, x0], 1), block), network(xt, full), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(network(xt, block), network(xt, full), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [False, True])

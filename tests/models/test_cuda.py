@@ -23,10 +23,11 @@ def device():
 def test_kernels_equal_the_dense_mask(device, block_size, backend, has_clean):
     """Values and gradients, in fp32 without TF32, the clean queries present or not."""
     torch.manual_seed(0)
-    queries = 2 * LENGTH if has_clean else LENGTH
+    keys = 2 * LENGTH - block_size
+    queries = keys if has_clean else LENGTH
     q = torch.randn(2, 4, queries, 64, device=device, requires_grad=True)
-    k, v = (torch.randn(2, 4, 2 * LENGTH, 64, device=device, requires_grad=True) for _ in range(2))
-    dense_mask = block_diffusion_mask(LENGTH, block_size, device)[:queries]
+    k, v = (torch.randn(2, 4, keys, 64, device=device, requires_grad=True) for _ in range(2))
+    dense_mask = block_diffusion_mask(LENGTH, block_size, device)[:queries, :keys]
     dense = attend(q, k, v, dense_mask, "math")
     ours = BlockDiffusionAttention(LENGTH, block_size, backend, device).at(0)(q, k, v)
     torch.testing.assert_close(ours, dense, atol=2e-5, rtol=1e-4)
@@ -49,7 +50,7 @@ def make_network(device, **options):
 
 def loss_and_gradient(network, device, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 998, (2, 2 * LENGTH), generator=generator).to(device)
+    ids = torch.randint(0, 998, (2, 2 * LENGTH - 16), generator=generator).to(device)
     rows = torch.arange(0, 2 * LENGTH, 3, device=device)
     pattern = BlockDiffusionAttention(LENGTH, 16, network.attn_backend, device)
     head = network.output_layer.linear

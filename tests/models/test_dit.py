@@ -65,7 +65,7 @@ def test_starts_uniform():
 def test_rows_equal_the_full_output(time_conditioning, block_diffusion):
     """Asking for some rows returns those rows of the full result."""
     net = shaken(time_conditioning=time_conditioning)
-    ids = torch.randint(0, 11, (3, 12 if block_diffusion else 6))
+    ids = torch.randint(0, 11, (3, 10 if block_diffusion else 6))
     pattern = (
         BlockDiffusionAttention(6, 2, "math", CPU)
         if block_diffusion
@@ -80,8 +80,8 @@ def test_rows_equal_the_full_output(time_conditioning, block_diffusion):
 def test_time_conditioning_is_per_token():
     """A block's noise level moves that block (and who sees it), as a constant moves everything."""
     net = shaken(time_conditioning=True)
-    ids, pattern = torch.randint(0, 11, (1, 12)), BlockDiffusionAttention(6, 2, "math", CPU)
-    sigma = torch.full((1, 12), 0.5)
+    ids, pattern = torch.randint(0, 11, (1, 10)), BlockDiffusionAttention(6, 2, "math", CPU)
+    sigma = torch.full((1, 10), 0.5)
     before = net(ids, pattern, sigma_BS=sigma)
     sigma[:, 2:4] = 2.0  # the second noisy block
     moved = (net(ids, pattern, sigma_BS=sigma) - before).abs().amax(-1)[0] > 1e-6

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.attention import Attend, KeyValueCache
 from models.dropout import keep_mask
+from models.packed import PackedLinear, can_pack
 
 Modulation = tuple[Tensor, ...]
 Keep = tuple[Tensor, Tensor] | None
@@ -180,6 +181,13 @@ class Block(nn.Module):
         keep = self.draw_keep(residual)
         return self._project(residual, select_rows(mixed, rows_M), per_row, keep)
 
+    def pack(self) -> None:
+        """Replace the linear layers by packed ones, for inference only."""
+        self.attn_qkv, self.attn_out = PackedLinear(self.attn_qkv), PackedLinear(self.attn_out)
+        first, second = self.mlp[0], self.mlp[2]
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        self.mlp = nn.Sequential(PackedLinear(first, gelu=True), PackedLinear(second))
+
     def draw_keep(self, x: Tensor) -> Keep:
         """Dropout masks of the attention and the MLP output, shaped like `x`; None without dropout.
 
@@ -230,6 +238,10 @@ class OutputLayer(nn.Module):
         for linear in (self.linear, self.adaLN_modulation):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    def pack(self) -> None:
+        """Replace the projection by a packed one, for inference only."""
+        self.linear = PackedLinear(self.linear)
 
 
 class DiT(nn.Module):
@@ -332,7 +344,7 @@ class DiT(nn.Module):
         """An eager copy in eval mode, its weights cast outright or, of `dtype` already, shared.
 
         The conditioning and the rotary frequencies stay as they are: they are small, and everything
-        is multiplied by them.
+        is multiplied by them. On a CPU the weights are packed as well (`models.packed`).
         """
         memo = {}
         for name, weight in self.named_parameters():
@@ -341,6 +353,10 @@ class DiT(nn.Module):
             memo[id(weight)] = nn.Parameter(value, requires_grad=False)
         frozen = copy.deepcopy(self, memo)
         frozen._run_block = Block.forward
+        if can_pack(self.vocab_embed.embedding.device, dtype):
+            for block in frozen.blocks:
+                block.pack()
+            frozen.output_layer.pack()
         return frozen.eval()
 
     def _condition(self, sigma_BS: Tensor | None) -> Tensor:

@@ -80,7 +80,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, _):
-        """Scale the gradients in place: a second call finds them changed and is refused by torch."""
+        """Scale the gradients in place; torch refuses a second call, which finds them changed."""
         grads = (
             grad.mul_(grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -26,15 +26,28 @@ def test_nucleus_keeps_the_token_that_crosses(mass, kept):
     assert torch.equal(cut[0], torch.tensor(kept, dtype=torch.float64)[order])
 
 
-@pytest.mark.parametrize("scale", [0.1, 8.0])
-def test_nucleus_of_a_large_vocabulary_equals_the_full_sort(scale):
-    """Peaked rows are cut without a full sort, flat ones are not."""
-    p = (scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(0))).softmax(-1)
-    cut = nucleus(p, 0.9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mass", [0.1, 0.9, 0.9999])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 3.0, 8.0])
+def test_nucleus_of_a_large_vocabulary_equals_the_full_sort(scale, mass, dtype):
+    """Peaked rows are cut by their head, flat ones by radix; with ties (scale 0) all stay."""
+    logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(0))
+    p = logits.to(dtype).softmax(-1)
+    cut = nucleus(p, mass)
     for row, kept in zip(p, cut, strict=True):
         values = row.sort(descending=True).values
-        count = int((values.cumsum(0) < 0.9).sum()) + 1
-        assert torch.equal(kept > 0, row >= values[count - 1])
+        count = int((values.double().cumsum(0) < mass).sum()) + 1
+        assert torch.equal(kept > 0, row.float() >= values[count - 1].float())
+        assert kept.sum() >= mass - 1e-6
+
+
+def test_nucleus_of_flat_and_peaked_rows_together():
+    """Each row is cut as if it were alone, with zeros and subnormal numbers among its entries."""
+    p = torch.zeros(3, 2000)
+    p[0, 7], p[1], p[2, :1500] = 1.0, 1 / 2000, 1 / 1500
+    p[2, 1500:] = 1e-40
+    cut = nucleus(p, 0.9)
+    assert (cut > 0).sum(-1).tolist() == [1, 2000, 1500]
 
 
 def test_inversion_splits_the_unit_interval_by_probability():

@@ -14,7 +14,7 @@ Nothing in the step waits for the device: sums and flags stay there until a late
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -36,7 +37,12 @@ from data.tokenization import (
 from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
-from runtime.checkpoint import provenance, read_checkpoint
+from runtime.checkpoint import (
+    mismatches,
+    provenance,
+    read_checkpoint,
+    stored_hyper_parameters,
+)
 from runtime.config import instantiate, locate
 from runtime.errors import CheckpointError
 from runtime.gradient import GradientStep
@@ -167,7 +173,13 @@ class Algorithm(L.LightningModule):
             dist.all_reduce(values)
         return values
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer, optimizer_closure=None) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         """One step of the optimiser, then of the moving average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
@@ -256,7 +268,9 @@ class Algorithm(L.LightningModule):
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
 
-    def check_compatible(self, checkpoint: dict[str, Any], key: str, same_algorithm=True) -> None:
+    def check_compatible(
+        self, checkpoint: dict[str, Any], key: str, same_algorithm: bool = True
+    ) -> None:
         """Raise CheckpointError unless the checkpoint fits this algorithm and tokenizer."""
         stored = stored_hyper_parameters(checkpoint, key)
         theirs, ours = stored["config"]["algo"]["name"], self.config["algo"]["name"]
@@ -339,34 +353,6 @@ class Algorithm(L.LightningModule):
             model.ema.load_state_dict(checkpoint["ema"])
             model._swap_ema(weights == "ema")
         return model.to(map_location).eval()
-
-
-def mismatches(source: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
-    """What keeps the state `source` from loading into a model whose state is `target`."""
-    problems = [f"missing {k}" for k in target if k not in source]
-    problems += [f"unexpected {k}" for k in source if k not in target]
-    for key in target.keys() & source.keys():
-        theirs, ours = tuple(source[key].shape), tuple(target[key].shape)
-        if theirs != ours:
-            problems.append(f"misshapen {key} ({theirs} in the checkpoint, {ours} here)")
-    return problems
-
-
-def stored_hyper_parameters(checkpoint: dict[str, Any], where: str | Path) -> dict[str, Any]:
-    """The configuration and the tokenizer of a checkpoint; `where` begins the message.
-
-    Raises:
-        CheckpointError: they are not there, as in a file that another program wrote.
-    """
-    stored = checkpoint["hyper_parameters"]
-    try:
-        found = stored["config"]["algo"]["name"], stored["config"]["algo"]["_target_"]
-        complete = all(isinstance(name, str) for name in found) and "tokenizer" in stored
-    except (KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise CheckpointError(f"{where}: the checkpoint holds no config.algo or no tokenizer")
-    return stored
 
 
 def to_plain(config: dict | DictConfig) -> dict[str, Any]:

@@ -16,6 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from decoding.denoiser import BlockDenoiser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -55,7 +61,7 @@ class RandomModel:
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
 
-    def new_denoiser(self, dtype, kv_cache: bool):
+    def new_denoiser(self, dtype: "torch.dtype", kv_cache: bool) -> "BlockDenoiser":
         """Block diffusion with the cache or without it."""
         from decoding.denoiser import BlockDenoiser
 
@@ -63,7 +69,7 @@ class RandomModel:
         return BlockDenoiser(backbone, self.special.mask, BLOCK, kv_cache)
 
 
-def reference_sample(model: RandomModel, tokens: int, low: bool):
+def reference_sample(model: RandomModel, tokens: int, low: bool) -> int:
     """First-hitting, one token per pass, nothing kept between passes; returns the passes made."""
     import torch
     import torch.nn.functional as F
@@ -74,7 +80,8 @@ def reference_sample(model: RandomModel, tokens: int, low: bool):
     x = torch.full((1, tokens), model.special.mask)
     x[:, 0] = model.special.bos
 
-    def logits(end: int):
+    def logits(end: int) -> "torch.Tensor":
+        """Of the last block, everything before it computed again."""
         ids, mask = x[:, :end], block_causal_mask(end, BLOCK)
         cond = F.silu(net.sigma_map(torch.zeros(1)))[:, None]
         cos, sin = net.rotary_emb(torch.arange(end))

@@ -14,7 +14,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,7 +43,7 @@ def step_flops(algorithm: str, masked: int) -> float:
     return 3.0 * (full + last + masked * 2 * size * VOCABULARY)
 
 
-def bare_step(implementation: str, algorithm: str, precision: str):
+def bare_step(implementation: str, algorithm: str, precision: str) -> Callable[[], None]:
     """One training step as a function without arguments."""
     import torch
 
@@ -58,7 +63,8 @@ def bare_step(implementation: str, algorithm: str, precision: str):
     ).train()  # fmt: skip
     low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
-    def batch():
+    def batch() -> tuple["Tensor", ...]:
+        """x_0, x_t, mask and weights of a batch of random tokens."""
         x0 = torch.randint(0, VOCABULARY - 1, (BATCH, LENGTH))
         rate = (torch.arange(BATCH) + torch.rand(1)) / BATCH
         mask = torch.rand(BATCH, LENGTH) < rate[:, None]
@@ -69,6 +75,7 @@ def bare_step(implementation: str, algorithm: str, precision: str):
         reference, trainer = ReferenceStep(network, block), ReferenceTrainer(network)
 
         def step() -> None:
+            """All logits, dense mask, default optimiser."""
             x0, xt, _, weight = batch()
             with low:
                 loss = reference.loss(x0, xt, weight, VOCABULARY - 1)
@@ -87,6 +94,7 @@ def bare_step(implementation: str, algorithm: str, precision: str):
     ema, head = ExponentialMovingAverage(parameters, 0.9999), network.output_layer.linear
 
     def step() -> None:
+        """What a training step of this project computes."""
         x0, xt, mask, weight = batch()
         rows = mask.flatten().nonzero()[:, 0]
         ids = xt if block is None else torch.cat([xt, x0[:, :-block]], dim=1)

@@ -20,6 +20,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
+        """One row, padded."""
         first, *rest = (
             cell.ljust(width) if place == 0 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))

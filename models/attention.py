@@ -189,6 +189,7 @@ def _flex_mask(length: int, block_size: int, num_queries: int, num_keys: int, de
     from torch.nn.attention.flex_attention import create_block_mask
 
     def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """One entry of `block_diffusion_mask`."""
         query_clean, key_clean = query >= length, key >= length
         query_block, key_block = (query % length) // block_size, (key % length) // block_size
         own_noisy = ~query_clean & ~key_clean & (query_block == key_block)
@@ -269,6 +270,7 @@ class CachedAttention:
         """Writes this layer's new keys and values behind the cached ones, then attends to all."""
 
         def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            """Append to the cache of this layer, then attend."""
             cache = self._cache
             end = cache.length + self._total
             cache.keys[layer, :, :, cache.length : end] = k

@@ -4,6 +4,8 @@ Legend: B sequences, L tokens, M selected rows, V vocabulary, D features.
 All likelihoods are in nats.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -50,7 +52,17 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, bias_V, target_M, weight_M, mask_id, chunk, dtype):
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        target_M: Tensor,
+        weight_M: Tensor,
+        mask_id: int | None,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         """Loss and, already, its gradients."""
         low_VD, low_MD, low_bias_V = weight_VD.to(dtype), hidden_MD.to(dtype), bias_V.to(dtype)
         weighted_MD = (hidden_MD * weight_M[:, None]).to(dtype)
@@ -79,7 +91,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, _):
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients in place; torch refuses a second call, which finds them changed."""
         grads = (
             grad.mul_(grad_loss).to(dtype)

@@ -12,12 +12,15 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from runtime.config import ROOT, one_line
 from runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REQUIRED_KEYS = ("state_dict", "hyper_parameters", "global_step", "provenance")
 
@@ -183,3 +186,31 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -> list[str]:
+    """What keeps the state `source` from loading into a model whose state is `target`."""
+    problems = [f"missing {k}" for k in target if k not in source]
+    problems += [f"unexpected {k}" for k in source if k not in target]
+    for key in target.keys() & source.keys():
+        theirs, ours = tuple(source[key].shape), tuple(target[key].shape)
+        if theirs != ours:
+            problems.append(f"misshapen {key} ({theirs} in the checkpoint, {ours} here)")
+    return problems
+
+
+def stored_hyper_parameters(checkpoint: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """The configuration and the tokenizer of a checkpoint; `where` begins the message.
+
+    Raises:
+        CheckpointError: they are not there, as in a file that another program wrote.
+    """
+    stored = checkpoint["hyper_parameters"]
+    try:
+        found = stored["config"]["algo"]["name"], stored["config"]["algo"]["_target_"]
+        complete = all(isinstance(name, str) for name in found) and "tokenizer" in stored
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise CheckpointError(f"{where}: the checkpoint holds no config.algo or no tokenizer")
+    return stored

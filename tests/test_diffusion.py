@@ -129,6 +129,26 @@ def test_ar_is_the_chain_rule():
     torch.testing.assert_close(model.nll(batch)[:, 0], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [["algo=ar"], ["algo=mdlm"], ["algo=bd3lm", "block_size=4"]])
+def test_unit_weights_equal_no_weights(options):
+    """With every weight 1 the loss and its gradient are those of a plain sum of cross-entropies."""
+    model, batch = small_model(*options), small_batch()
+    inputs = model.corrupt(batch, 0)
+    inputs["weights"] = torch.ones_like(inputs["weights"])
+    model.loss_terms({**batch, "inputs": inputs}).loss.backward()
+    weighted = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
+    model.zero_grad()
+    logits = model.backbone.logits(model.features(inputs))
+    logits = logits.index_fill(1, torch.tensor(model.special.mask), -torch.inf)
+    F.cross_entropy(logits, inputs["targets"], reduction="sum").backward()
+    plain = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(weighted) == len(plain) > 10
+    for ours, theirs in zip(weighted, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [["algo=mdlm"], ["algo=bd3lm", "block_size=4"]])
 def test_noise_does_not_depend_on_how_the_batch_is_cut(options):
     """Half a global batch gets the noise that the whole one gives its rows."""

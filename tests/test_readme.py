@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from runtime.run import load_summary
 from tests.support import ROOT, run_main
@@ -110,7 +111,11 @@ def test_command_composes(arguments):
         if not item.key_or_group.startswith("hydra")
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        compose("config", plain)
+        cfg = compose("config", plain)
+    values = [item for item in parsed if "." in item.key_or_group and not item.is_sweep_override()]
+    for item in values:
+        if not item.key_or_group.startswith("hydra"):
+            assert OmegaConf.select(cfg, item.key_or_group) == item.value(), item.input_line
 
 
 def test_make_targets_exist():

@@ -10,7 +10,8 @@ how good the model is on a batch (`evaluate`). This class makes a training run o
     EMA                      swapped in for validation, stored in the checkpoint
     checkpoints              plain data: load with weights_only=True, open with nothing else
 
-Nothing in the step waits for the device: sums and flags stay there until a later step reads them.
+On one device nothing in the step waits for it: sums and flags stay there until the next step reads
+them. Several ranks agree once per step on whether to stop.
 """
 
 import math
@@ -247,7 +248,12 @@ class Algorithm(L.LightningModule):
         return torch.cat(parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration, the tokenizer, the moving average and where the run came from."""
+        """Add the configuration, the tokenizer, the moving average and where the run came from.
+
+        Raises:
+            NonFiniteError: the last step was not finite, which nobody may resume from.
+        """
+        self._step.check()
         self._swap_ema(False)  # a validation that was cut short must not leak into the raw weights
         checkpoint["hyper_parameters"] = {"config": self.config, "tokenizer": self.tokenizer_state}
         checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()

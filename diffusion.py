@@ -37,9 +37,10 @@ from objectives.masking import (
 )
 from runtime.config import instantiate
 
-# What a random number is for; part of its key, so that no two uses share numbers.
+# What a random number is for: part of its key.
 TIME, MASK, COUNT, EVAL_MASK, EVAL_COUNT = range(5)
 FULL_INTERVAL = (1e-3, 1.0)
+_LOGIT_ROWS = 4096  # rows of fp32 logits alive at a time in an evaluation
 
 
 class Diffusion(Algorithm):
@@ -157,8 +158,17 @@ class Diffusion(Algorithm):
     def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
         """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
         inputs = batch["draws"][draw]
-        logits_MV = self.backbone.logits(self.features(inputs))
-        loss_M = masked_cross_entropy(logits_MV, inputs["targets"], self.special.mask)
+        parts = zip(
+            self.features(inputs).split(_LOGIT_ROWS),
+            inputs["targets"].split(_LOGIT_ROWS),
+            strict=True,
+        )
+        loss_M = torch.cat(
+            [
+                masked_cross_entropy(self.backbone.logits(part_CD), target_C, self.special.mask)
+                for part_CD, target_C in parts
+            ]
+        )
         owner_M = inputs["rows"] // self.length
         nll_B = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
         return Likelihood(nll_B, (self.scored_places(batch) & batch["token_mask"]).sum(-1))
@@ -182,10 +192,10 @@ class Diffusion(Algorithm):
         return scored_BL
 
     def select(
-        self, batch: dict[str, Tensor], xt_BL: Tensor, mask_BL: Tensor, weight_BL: Tensor
+        self, batch: dict[str, Tensor], xt_BL: Tensor, rows_BL: Tensor, weight_BL: Tensor
     ) -> dict[str, Tensor]:
-        """Gather what the loss needs: the masked rows, their tokens and weights."""
-        rows_M = mask_BL.flatten().nonzero()[:, 0]
+        """Gather what the loss needs: the rows to predict, their tokens and weights."""
+        rows_M = rows_BL.flatten().nonzero()[:, 0]
         return {
             "xt": xt_BL,
             "x0": batch["input_ids"],
@@ -230,6 +240,16 @@ class MDLM(Diffusion):
             return spread_times(position_B, num_blocks, keyed_phase(key), low, high)
         return low + (high - low) * keyed_uniform(key, position_B, num_blocks)
 
+    def maskable_places(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L] places that are hidden and revealed: all but a beginning-of-sequence token.
+
+        Padding too, scored or not: left visible it would tell how long the text is, which nobody
+        tells a sampler.
+        """
+        maskable_BL = torch.ones_like(batch["loss_mask"])
+        maskable_BL[:, 0] = not self.ignore_bos
+        return maskable_BL
+
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Draw times, then masks, then weights.
 
@@ -237,7 +257,7 @@ class MDLM(Diffusion):
         or with `training.resample` conditioned on a rate inside the interval; 4. x_t and its rows.
         """
         x0_BL, position_B = batch["input_ids"], batch["position"]
-        maskable_BL = self.scored_places(batch)
+        maskable_BL = self.maskable_places(batch)
         time_BK = self.sample_times(position_B, step)
         probability_BK = self.noise.probability(time_BK)
         weight_BL = self.noise.weight(time_BK).repeat_interleave(self.block_size, dim=1)
@@ -255,7 +275,8 @@ class MDLM(Diffusion):
             )
             mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
         xt_BL = x0_BL.masked_fill(mask_BL, self.special.mask)
-        return self._with_sigma(self.select(batch, xt_BL, mask_BL, weight_BL), probability_BK)
+        rows_BL = mask_BL & self.scored_places(batch)
+        return self._with_sigma(self.select(batch, xt_BL, rows_BL, weight_BL), probability_BK)
 
     def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
         """Mask n of each block's m places, n uniform on 1..m, with weight m/n.
@@ -263,7 +284,7 @@ class MDLM(Diffusion):
         The bound of continuous time with the masking probability integrated out. The noise depends
         on the row and the draw alone, so every checkpoint is measured on the same masks.
         """
-        maskable_BL, index_B = self.scored_places(batch), batch["index"]
+        maskable_BL, index_B = self.maskable_places(batch), batch["index"]
         maskable_BK = maskable_per_block(maskable_BL, self.block_size)
         key = (self.seed, draw)
         uniform_BK = keyed_uniform((*key, EVAL_COUNT), index_B, maskable_BK.shape[1])
@@ -274,7 +295,8 @@ class MDLM(Diffusion):
         weight_BL = weight_BK.repeat_interleave(self.block_size, dim=1)
         xt_BL = batch["input_ids"].masked_fill(mask_BL, self.special.mask)
         rate_BK = count_BK / maskable_BK.clamp(min=1)
-        return self._with_sigma(self.select(batch, xt_BL, mask_BL, weight_BL), rate_BK)
+        rows_BL = mask_BL & self.scored_places(batch)
+        return self._with_sigma(self.select(batch, xt_BL, rows_BL, weight_BL), rate_BK)
 
     def _with_sigma(self, inputs: dict[str, Tensor], rate_BK: Tensor) -> dict[str, Tensor]:
         """Noise level -log(1 - p) of every input token, where the network is conditioned on it."""

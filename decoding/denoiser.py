@@ -75,7 +75,8 @@ class NetworkPass:
     def _noise_level(self, ids_BT: Tensor, noisy: int) -> Tensor:
         """-log(1 - rate), rate being the masked share of the noisy positions; 0 for clean ones.
 
-        The likelihood bound conditions on the realised rate in the same way (`Diffusion.evaluate`).
+        The likelihood bound conditions on the realised rate as well, of the places that may be
+        masked; here what is given (BOS, a prompt) counts as revealed.
         """
         sigma_BT = torch.zeros(ids_BT.shape, device=ids_BT.device)
         if noisy:
@@ -125,7 +126,8 @@ class CachedContext:
 
     Finished tokens enter the cache in the same pass in which the next block takes its first step.
     With `keep=False` nothing stays in it and every pass computes the whole context again: slower,
-    and equal. At most `backbone.length` tokens are seen; the oldest are dropped.
+    and equal up to `backbone.length` tokens. Of longer sequences the oldest tokens are dropped; what
+    they left in the cached values of later layers stays there, and is lost in a new computation.
     """
 
     def __init__(self, backbone: DiT, dtype: torch.dtype, block_size: int, keep: bool) -> None:

@@ -47,12 +47,16 @@ class StopRules:
     def update(self, x_BL: Int[Tensor, "B L"], start: int, end: int) -> None:
         """Look at the segment start..end, which has just been finished (host tensors)."""
         is_eos_BS = (x_BL[:, start:end] == self._eos_id) & ~self._given_BL[:, start:end]
+        if start == 0:  # what begins a sequence does not end it: BOS and EOS may be one token
+            is_eos_BS[:, 0] = False
         first_B = is_eos_BS.int().argmax(-1) + start + 1
         self._stop(is_eos_BS.any(-1), first_B, END_OF_TEXT)
-        if end - int(self._given_BL.sum(-1).min()) >= self._window:
+        # The window must hold nothing that was given: a prompt may repeat itself.
+        is_full_B = end - self._given_BL.sum(-1) >= self._window
+        if is_full_B.any():
             entropy_B = unigram_entropy(x_BL[:, end - self._window : end])
             cut_B = torch.full_like(self.length_B, end - self._window)
-            self._stop(entropy_B < self._min_entropy, cut_B, LOW_ENTROPY)
+            self._stop(is_full_B & (entropy_B < self._min_entropy), cut_B, LOW_ENTROPY)
 
     def _stop(self, ends_B: Tensor, length_B: Tensor, reason: str) -> None:
         ends_B = ends_B & self.active_B

@@ -58,7 +58,9 @@ class GradientStep:
 
     def add(self, loss: Tensor, weight: Tensor, places: int, index: Tensor, rows: Tensor) -> None:
         """Count in one part: its sums, its number of places, and the losses of its rows."""
-        part = torch.stack([loss.detach().float(), weight.float(), loss.new_tensor(float(places))])
+        part = torch.stack(
+            [loss.detach().float(), weight.float(), loss.new_full((), places, dtype=torch.float32)]
+        )
         self._totals = part if self._totals is None else self._totals + part
         self._rows.append((index, rows.detach()))
 

@@ -189,14 +189,21 @@ def test_resampling_keeps_every_block_inside_the_interval():
     assert set(masked[:, 0].tolist()) == {2, 3}, "the first token of block 0 is never masked"
 
 
-def test_nothing_but_scored_places_is_masked():
-    """Padding and the beginning-of-sequence token stay visible; ignore_bos=false frees it."""
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("ignore_bos", [False, True])
+def test_padding_is_masked_like_text_but_predicted_only_where_scored(bound, ignore_bos):
+    """Visible padding would give away the length; BOS stays visible unless ignore_bos=false."""
     batch = small_batch(300)
     batch["loss_mask"][:, 6:] = False
-    masked = (small_model().corrupt(batch, 0)["xt"] == 3).any(0)
-    assert masked.tolist() == [False] + [True] * 5 + [False] * 2
-    free = small_model("algo.ignore_bos=false").corrupt(batch, 0)["xt"] == 3
-    assert free.any(0).tolist() == [True] * 6 + [False] * 2
+    model = small_model(f"algo.ignore_bos={str(ignore_bos).lower()}")
+    inputs = model.corrupt_for_bound(batch, 0) if bound else model.corrupt(batch, 0)
+    masked = (inputs["xt"] == 3).any(0)
+    assert masked.tolist() == [not ignore_bos] + [True] * 7
+    predicted = torch.zeros(300 * 8, dtype=torch.bool)
+    predicted[inputs["rows"]] = True
+    assert predicted.view(300, 8).any(0).tolist() == [not ignore_bos] + [True] * 5 + [False] * 2
+    assert (inputs["xt"].flatten()[inputs["rows"]] == 3).all()
+    assert int(inputs["scored"]) == 300 * (5 if ignore_bos else 6)
 
 
 @torch.no_grad()

@@ -220,3 +220,21 @@ def test_settings_from_a_configuration():
         rule = SamplingConfig.from_options(chosen, num_steps=algo_steps).strategy
         assert isinstance(rule, Ancestral) and rule.num_steps == expected
     assert isinstance(SamplingConfig.from_options(options, TopK(2)).strategy, TopK)
+
+
+def test_what_begins_a_sequence_does_not_end_it():
+    """With one token for BOS and EOS, a generated BOS at place 0 is no end."""
+    stop = StopRules(torch.zeros(1, 4, dtype=torch.bool), EOS, entropy_window=4, min_entropy=0.0)
+    stop.update(torch.tensor([[EOS, 5, 5, 5]]), 0, 2)
+    assert stop.active_B.all()
+    stop.update(torch.tensor([[EOS, 5, EOS, 5]]), 2, 4)
+    assert stop.length_B.tolist() == [3]
+
+
+def test_a_repetitive_prompt_is_not_judged_by_its_batch_mates():
+    """The entropy window of a row must lie behind that row's own prompt."""
+    given = torch.zeros(2, 8, dtype=torch.bool)
+    given[1, :6] = True
+    stop = StopRules(given, EOS, entropy_window=4, min_entropy=1.0)
+    stop.update(torch.full((2, 8), 5), 4, 8)
+    assert stop.active_B.tolist() == [False, True]

@@ -39,6 +39,7 @@ from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
 from runtime.checkpoint import (
+    changed_on_resume,
     mismatches,
     provenance,
     read_checkpoint,
@@ -260,18 +261,23 @@ class Algorithm(L.LightningModule):
         checkpoint["provenance"] = provenance(self.config, self.data_fingerprint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another algorithm or tokenizer; take over the moving average."""
+        """Refuse another experiment's checkpoint, or tokenizer; take over the moving average."""
         self.check_compatible(checkpoint, "cannot resume")
+        change = changed_on_resume(checkpoint["hyper_parameters"]["config"], self.config)
+        if change is not None:
+            raise CheckpointError(
+                f"cannot resume: {change}; restore it, or start another run (another"
+                " paths.run_dir, or checkpointing.resume_from_ckpt=false)"
+            )
         problems = mismatches(checkpoint["state_dict"], self.state_dict())
         if problems:
             raise CheckpointError(
                 f"cannot resume: {problems[0]} (and {len(problems) - 1} more); resume with the"
                 " configuration of the checkpoint, or set another paths.run_dir"
             )
-        # An average that starts here has to wait for the weights, which are not loaded yet.
         if checkpoint["ema"] is not None:
             self.create_ema()
-        if self.ema is not None:
+            assert self.ema is not None, "training.ema is that of the checkpoint"
             self.ema.load_state_dict(checkpoint["ema"])
 
     def check_compatible(

@@ -199,6 +199,9 @@ class LanguageData(L.LightningDataModule):
             rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         rows = self.rows(split)
         count = len(rows) if limit_rows is None else min(limit_rows, len(rows))
+        if self.trainer is not None and count < world:
+            # Lightning would skip the pass on a rank without rows, and the others wait for it.
+            raise DataError(f"{split}: {count} rows cannot be spread over {world} processes")
         loader = self.config.loader
         batch_size = loader.eval_batch_size or max(1, loader.eval_global_batch_size // world)
         sampler = ShardedBatchSampler(count, batch_size, rank, world)
@@ -278,12 +281,20 @@ class LanguageData(L.LightningDataModule):
         documents = self.source.documents(split)
         return pack(documents, self.tokenizer, self.special, self._options(split), report)
 
+    def _streamed_pass(self) -> Iterator[Block]:
+        """One pass over the training documents; what was not used is reported when it ends."""
+        report = PackingReport()
+        try:
+            yield from self._pack("train", report)
+        finally:
+            log.info("%s train, streamed: %s", self.config.data.name, report)
+
     def _stream(self, size: int, micro: int, max_steps: int, **place: int) -> DataLoader:
         workers = self.config.loader.num_workers
         if workers > 1:
             raise DataError(f"loader.num_workers={workers}: streamed data takes 0 or 1")
         stream = RowStream(
-            lambda: self._pack("train", PackingReport()),
+            self._streamed_pass,
             size,
             micro,
             max_steps,

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import hydra
@@ -21,7 +22,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import DataError
-from runtime.config import allow_plugins, locate
+from runtime.config import ROOT, allow_plugins, locate
+from runtime.devices import global_rank
 from runtime.errors import AuditError, CheckpointError, ConfigError, Interrupted, NonFiniteError
 from runtime.memory import keep_freed_memory
 from runtime.messages import explain
@@ -54,15 +56,17 @@ def job(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig) -> float | None:
     """Check the configuration, then run its mode inside a run folder."""
+    _refuse_shared_folder()
     cfg.paths.run_dir = HydraConfig.get().runtime.output_dir
     cfg.checkpointing.save_dir = cfg.checkpointing.save_dir or cfg.paths.run_dir
     check_resolved(cfg)
     allow_plugins(cfg.plugins)
     validate(cfg)
     mode = locate(cfg.mode._target_, "mode._target_")
-    if _global_rank() > 0:
-        mode(cfg)
-        return None
+    if global_rank() > 0:
+        # Of a mode that uses one process, the others have nothing to do.
+        metrics = {} if cfg.mode.get("single_process", False) else mode(cfg)
+        return metrics.get(cfg.optimized_metric)
     folder = RunFolder(cfg)
     folder.open()
     try:
@@ -71,7 +75,26 @@ def run(cfg: DictConfig) -> float | None:
         folder.close(error=error)
         raise
     folder.close(metrics)
-    return metrics[cfg.optimized_metric] if cfg.optimized_metric else None
+    if cfg.optimized_metric and cfg.optimized_metric not in metrics:
+        raise ConfigError(
+            f"optimized_metric={cfg.optimized_metric}: mode={cfg.mode.name} has no such metric;"
+            f" allowed: {', '.join(sorted(metrics))}"
+        )
+    return metrics.get(cfg.optimized_metric)
+
+
+def _refuse_shared_folder() -> None:
+    """Every job of a sweep has a folder of its own, which `paths.run_dir` cannot name."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return
+    for override in hydra_config.overrides.task:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") in ("paths.run_dir", "checkpointing.save_dir"):
+            raise ConfigError(
+                f"{key}={value}: the jobs of a sweep cannot share a folder; allowed:"
+                " hydra.sweep.dir=FOLDER, in which each one gets its own"
+            )
 
 
 def main() -> int:
@@ -95,7 +118,18 @@ def main() -> int:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, ConfigError | CheckpointError | NonFiniteError | AuditError):
         return error.exit_code
-    return 2 if isinstance(error, DataError) else 1
+    if isinstance(error, DataError) or (isinstance(error, ValueError) and _is_ours(error)):
+        return 2
+    return 1
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the line that raised belongs to this project, whose ValueErrors are for users."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+    return file.is_relative_to(ROOT) and "site-packages" not in file.parts
 
 
 def _report(error: BaseException, code: int) -> int:
@@ -113,12 +147,6 @@ def _report(error: BaseException, code: int) -> int:
 
 def _launched_by_lightning() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().job.name.startswith("train_ddp_process_")
-
-
-def _global_rank() -> int:
-    """Rank of this process under torchrun, srun or Lightning's own launcher; else 0."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return next((int(rank) for rank in ranks if rank is not None), 0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, save, leave with 143 or 130."""
+"""Signals during training: finish the step, save, then leave or let the job be requeued."""
 
 import os
 import signal
@@ -8,11 +8,14 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 
 from callbacks.checkpoints import between_steps, save_atomically
 from runtime.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# By which SLURM announces the end of a job's time: to Lightning, and to submitit.
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class GracefulStop(L.Callback):
@@ -23,8 +26,9 @@ class GracefulStop(L.Callback):
     A validation in progress is finished first, so that the resumed run need not repeat it.
 
     Lightning handles SIGTERM itself by stopping after the micro-batch, in the middle of an
-    accumulation if need be; during training this callback takes its place. SIGUSR1, by which
-    SLURM announces the end of a job, stays with Lightning (checkpoint and requeue).
+    accumulation if need be; during training this callback takes its place. A warning of SLURM
+    (SIGUSR1, SIGUSR2) for which Lightning or submitit has a handler waits for a boundary as well:
+    `last.ckpt` is saved, then that handler is called on all ranks, to requeue the job.
 
     Args:
         dirpath: folder of `last.ckpt`.
@@ -33,6 +37,7 @@ class GracefulStop(L.Callback):
     def __init__(self, dirpath: str | Path) -> None:
         self.last_path = Path(dirpath) / "last.ckpt"
         self.signum = 0
+        self.warning = 0
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
 
@@ -41,13 +46,17 @@ class GracefulStop(L.Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         self._pid = os.getpid()
-        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
+        handled = [number for number in _WARNINGS if callable(signal.getsignal(number))]
+        self._previous = {number: signal.getsignal(number) for number in (*_SIGNALS, *handled)}
+        for number in self._previous:
             signal.signal(number, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # a worker forked from this process: the parent decides
+        if signum in _WARNINGS:
+            self.warning = signum
+            return
         if self.signum:
             signal.signal(signum, signal.SIG_DFL)
             raise Interrupted(signum)
@@ -63,18 +72,25 @@ class GracefulStop(L.Callback):
         """
         if not between_steps(trainer, batch_idx):
             return
-        signum = self._agreed(trainer)
+        signum, warning = self._agreed(trainer)
+        if (signum or warning) and trainer.global_step:
+            save_atomically(trainer, self.last_path)
         if signum:
-            if trainer.global_step:
-                save_atomically(trainer, self.last_path)
             raise Interrupted(signum, trainer.global_step)
+        if warning:
+            self.warning = 0
+            self._previous[warning](warning, None)
 
-    def _agreed(self, trainer: L.Trainer) -> int:
-        """The signal to act on; 0 while no rank has got one."""
+    def _agreed(self, trainer: L.Trainer) -> tuple[int, int]:
+        """The signal and the warning to act on; 0 while no rank has got one."""
         if trainer.world_size == 1:
-            return self.signum
-        told = trainer.strategy.reduce_boolean_decision(bool(self.signum), all=False)
-        return (self.signum or signal.SIGTERM) if told else 0
+            return self.signum, self.warning
+        mine = bool(self.signum or self.warning)
+        if not trainer.strategy.reduce_boolean_decision(mine, all=False):
+            return 0, 0
+        numbers = torch.tensor([self.signum, self.warning], device=trainer.strategy.root_device)
+        signum, warning = trainer.strategy.reduce(numbers, reduce_op="max").tolist()
+        return signum, warning if warning in self._previous else 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back."""

@@ -90,7 +90,7 @@ class HubDataset:
             "detokenizer": self.detokenizer,
         }
         if self.files is not None:
-            return fingerprint(identity | {"files": files_fingerprint(local_files(self.files))})
+            return fingerprint(identity | {"files": _files_by_place(self.files)})
         sizes = {name: _size(dataset) for name, dataset in self._datasets.items()}
         place = {"path": self.path, "config": self.config, "revision": self.revision}
         return fingerprint(identity | place | {"sizes": sizes})
@@ -159,6 +159,15 @@ def local_files(files: str | Mapping[str, Files]) -> list[Path]:
             raise DataError(f"{files}: no folder with {', '.join(_FORMATS)} files")
         return paths
     return [path for entry in files.values() for path in _listed(entry)]
+
+
+def _files_by_place(files: str | Mapping[str, Files]) -> dict[str, str]:
+    """Digests of a local copy: by name in a folder, where names decide on splits, else by split."""
+    if isinstance(files, str):
+        folder = Path(files).expanduser()
+        paths = local_files(files)
+        return {str(path.relative_to(folder)): files_fingerprint([path]) for path in paths}
+    return {split: files_fingerprint(_listed(entry)) for split, entry in files.items()}
 
 
 def _listed(entry: Files) -> list[Path]:

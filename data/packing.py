@@ -24,6 +24,7 @@ FEATURE_DTYPE = np.int16
 FEATURE_FILL = 0
 
 _DOCUMENTS_PER_BATCH = 1000
+_CHARACTERS_PER_BATCH = 10_000_000
 
 Block = dict[str, np.ndarray]
 
@@ -118,7 +119,7 @@ def encode_documents(
     backend = plain_backend(tokenizer)
     backend.encode_special_tokens = True
     iterator = iter(documents)
-    while batch := list(islice(iterator, _DOCUMENTS_PER_BATCH)):
+    while batch := _next_batch(iterator):
         first = report.documents
         encoded = _encode_batch(batch, backend, first)
         report.documents += len(batch)
@@ -129,6 +130,19 @@ def encode_documents(
             report.unknown_tokens += int((encoded.columns[IDS] == tokenizer.unk_token_id).sum())
         kept = encoded.lengths[encoded.lengths > 0]
         yield TokenBatch(encoded.columns, kept)
+
+
+def _next_batch(documents: Iterator[Document]) -> list[Document]:
+    """The next documents, up to a number and a size: an encoding takes far more than its text."""
+    batch: list[Document] = []
+    size = 0
+    for document in islice(documents, _DOCUMENTS_PER_BATCH):
+        batch.append(document)
+        text = document.get("text")
+        size += len(text) if isinstance(text, str) else 0
+        if size >= _CHARACTERS_PER_BATCH:
+            break
+    return batch
 
 
 def _encode_batch(batch: list[Document], backend: Tokenizer, first: int) -> TokenBatch:

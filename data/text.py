@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,17 @@ from data.fingerprint import files_fingerprint, fingerprint, unit_hash
 from data.source import Document, require_split
 
 _PLAIN = (".txt", ".md")
+_LARGE_FILE = 2**20  # bytes; a file is held in memory as a whole if it is one document
 
 
 class TextFiles:
     """Documents from UTF-8 files.
 
     A row of a .jsonl file is a document. A .txt or .md file is one document if there are many
-    files, and a sequence of paragraphs (documents between blank lines; lines if there is but one
-    paragraph) if there are few: `split_paragraphs=None` calls fewer than `1 / valid_fraction` files
-    few, because one cannot hold out a share of them. Without `valid_files`, the documents with the
+    small files, and a sequence of paragraphs (documents between blank lines; lines if there is but
+    one paragraph) if there are few or if they are large: `split_paragraphs=None` calls fewer than
+    `1 / valid_fraction` files few, because one cannot hold out a share of them, and more than 1 MiB
+    on average large. Without `valid_files`, the documents with the
     smallest hashes, about `valid_fraction` of them and at least one, become validation; a
     document's side depends on its text alone, so copies never straddle the split.
 
@@ -55,8 +58,10 @@ class TextFiles:
         self.valid_paths = expand_paths(valid_files) if valid_files else []
         self.valid_fraction = valid_fraction
         self.text_column = text_column
-        few = sum(_suffix(path) in _PLAIN for path in self.paths) < 1 / valid_fraction
-        self.split_paragraphs = few if split_paragraphs is None else split_paragraphs
+        sizes = [path.stat().st_size for path in self.paths if _suffix(path) in _PLAIN]
+        few = len(sizes) < 1 / valid_fraction
+        large = bool(sizes) and sum(sizes) / len(sizes) > _LARGE_FILE
+        self.split_paragraphs = few or large if split_paragraphs is None else split_paragraphs
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of the split, file by file."""
@@ -145,7 +150,7 @@ def read_lines(path: Path) -> Iterator[str]:
             for number, raw in enumerate(file, start=1):
                 yield _decode(path, raw, number, offset)
                 offset += len(raw)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
@@ -194,7 +199,16 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
                 f"{path}:{number}: no text under {column!r} (keys: {', '.join(row)}); "
                 "set data.text_column"
             )
-        yield row[column]
+        yield _require_unicode(row[column], f"{path}:{number}")
+
+
+def _require_unicode(text: str, place: str) -> str:
+    r"""JSON may spell half of a surrogate pair, such as "\ud83d", which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: not a character at place {error.start} of the text") from error
+    return text
 
 
 def _decode(path: Path, raw: bytes, number: int, offset: int) -> str:

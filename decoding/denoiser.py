@@ -126,8 +126,8 @@ class CachedContext:
 
     Finished tokens enter the cache in the same pass in which the next block takes its first step.
     With `keep=False` nothing stays in it and every pass computes the whole context again: slower,
-    and equal up to `backbone.length` tokens. Of longer sequences the oldest tokens are dropped; what
-    they left in the cached values of later layers stays there, and is lost in a new computation.
+    and equal up to `backbone.length` tokens. Of longer sequences the oldest tokens are dropped;
+    what they left in the cached values of later layers stays there, a new computation lacks it.
     """
 
     def __init__(self, backbone: DiT, dtype: torch.dtype, block_size: int, keep: bool) -> None:

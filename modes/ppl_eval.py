@@ -43,16 +43,16 @@ def run(cfg: DictConfig) -> dict[str, float]:
     rows = model.evaluated
     assert rows is not None, "validation leaves its rows"
     index_R, nll_RK, tokens_R = (column.numpy() for column in rows)
-    metrics = likelihood_metrics(nll_RK, tokens_R, model.is_exact) | data.unigram_metrics(
-        cfg.eval.split
-    )
+    run_dir = Path(cfg.paths.run_dir)
+    if trainer.is_global_zero:
+        write_likelihoods(run_dir / "likelihoods.jsonl", index_R, nll_RK, tokens_R)
+        write_provenance(run_dir, provenance(cfg, data.fingerprint))
+    metrics = likelihood_metrics(nll_RK, tokens_R, model.is_exact)
+    metrics |= data.unigram_metrics(cfg.eval.split)
     if isinstance(data.source, ProbabilisticGrammar):
         texts = data.texts_of_rows(cfg.eval.split, index_R)
         metrics |= gap_to_truth(nll_RK, tokens_R, true_nll(texts, data.source))
         metrics["entropy"] = data.source.entropy_per_token()
     if trainer.is_global_zero:
-        run_dir = Path(cfg.paths.run_dir)
-        write_likelihoods(run_dir / "likelihoods.jsonl", index_R, nll_RK, tokens_R)
-        write_provenance(run_dir, provenance(cfg, data.fingerprint))
         print(metrics_table(f"{cfg.data.name} {cfg.eval.split}", metrics))
     return metrics

@@ -26,7 +26,7 @@ from evaluation.samples import (
 )
 from evaluation.tables import metrics_table
 from runtime.checkpoint import provenance
-from runtime.config import instantiate
+from runtime.config import instantiate, locate
 from runtime.devices import count_devices
 from runtime.errors import ConfigError
 from runtime.run import write_provenance
@@ -58,16 +58,16 @@ def run(cfg: DictConfig) -> dict[str, float]:
     rows = [row for generation in generations for row in generation.rows()]
     texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
-    metrics = cost_metrics(generations)
-    special = {model.special.bos, model.special.eos, model.special.pad, model.special.mask}
-    metrics |= sample_metrics(rows, special) | language_metrics(cfg, model, rows, texts)
-
     run_dir = Path(cfg.paths.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_samples(run_dir / "samples.jsonl", cfg.seed, generations, texts)
     write_provenance(run_dir, provenance(cfg))
     for text in texts[:SHOWN]:
         print(f"> {text}\n")
+
+    metrics = cost_metrics(generations)
+    special = {model.special.bos, model.special.eos, model.special.pad, model.special.mask}
+    metrics |= sample_metrics(rows, special) | language_metrics(cfg, model, rows, texts)
     print(metrics_table(f"{cfg.algo.name} samples", metrics))
     return metrics
 
@@ -76,9 +76,7 @@ def sampling_device(cfg: DictConfig) -> torch.device:
     """One device of the kind that the trainer would use."""
     if cfg.trainer.accelerator == "cpu" or count_devices(cfg.trainer) == 0:
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sampling_config(cfg: DictConfig) -> SamplingConfig:
@@ -157,6 +155,10 @@ def language_metrics(
     metrics: dict[str, float] = {}
     if cfg.eval.generative_model is not None:
         metrics |= generative_perplexity(texts, cfg.eval.generative_model, device=model.device)
+    # The text that the model was trained on need not be here to sample from it.
+    is_grammar = issubclass(locate(cfg.data.source._target_), ProbabilisticGrammar)
+    if not (cfg.eval.mauve or is_grammar):
+        return metrics
     data = LanguageData(cfg, model.tokenizer)
     if cfg.eval.mauve:
         count = min(len(texts), len(data.rows(cfg.eval.split)))

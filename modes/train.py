@@ -1,6 +1,7 @@
 """mode=train: fit the algorithm, resuming where the run was left."""
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def fit(
         log.info("resuming from %s at step %d", checkpoint, first_step)
 
     started = time.monotonic()
-    trainer.fit(algorithm, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(algorithm, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        _finish_wandb()
     elapsed = time.monotonic() - started
 
     tokens = (trainer.global_step - first_step) * cfg.loader.global_batch_size * cfg.model.length
@@ -73,6 +77,12 @@ def fit(
     if trainer.is_global_zero:
         plot_curves(run_dir)
     return metrics
+
+
+def _finish_wandb() -> None:
+    """The next job of a sweep in this process would log into this run otherwise."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def final_metrics(trainer: L.Trainer, run_dir: Path) -> dict[str, float]:

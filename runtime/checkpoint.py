@@ -199,6 +199,44 @@ def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -
     return problems
 
 
+# What makes two runs the same experiment. The length of a run, its devices, callbacks and paths may
+# differ: a run is prolonged, or goes on elsewhere.
+_SAME_ON_RESUME = (
+    "model.length", "model.dropout", "block_size", "algo", "noise", "masking", "training", "optim",
+    "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed",
+)  # fmt: skip
+# Without effect on a run that goes on: used at its start, derived, or a default of sampling.
+_FREE_ON_RESUME = (
+    "training.from_pretrained", "training.allow_partial", "algo.default_block_size", "algo.T",
+)  # fmt: skip
+
+
+def changed_on_resume(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """The first key in which a run that resumes differs from the one that was saved, if any."""
+    before, now = flatten(stored), flatten(config)
+    differing = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if key not in _FREE_ON_RESUME and before.get(key) != now.get(key)
+    )
+    for part in _SAME_ON_RESUME:
+        for key in differing:
+            if key == part or key.startswith(f"{part}."):
+                return f"{key}={now.get(key)}: the checkpoint was trained with {before.get(key)}"
+    return None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def stored_hyper_parameters(checkpoint: dict[str, Any], where: str | Path) -> dict[str, Any]:
     """The configuration and the tokenizer of a checkpoint; `where` begins the message.
 

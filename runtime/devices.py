@@ -1,4 +1,6 @@
-"""How many processes a trainer configuration means, counted without starting any."""
+"""Which and how many processes a trainer configuration means, without starting any."""
+
+import os
 
 from omegaconf import DictConfig, ListConfig
 
@@ -34,6 +36,22 @@ def _available(accelerator: str) -> int:
         return 1
     import torch
 
-    cuda, mps = torch.cuda.device_count(), int(torch.backends.mps.is_available())
-    by_name = {"cuda": cuda, "mps": mps, "gpu": cuda or mps, "auto": cuda or mps or 1}
-    return by_name[accelerator]
+    cuda = torch.cuda.device_count()
+    return cuda or (1 if accelerator == "auto" else 0)
+
+
+def chosen_accelerator(accelerator: str) -> str:
+    """What `auto` and `gpu` mean here: CUDA or the CPU.
+
+    Not MPS, for which Lightning would decide on a Mac: it has no float64, and its fused AdamW takes
+    no `grad_scale`, through which the gradient is normalised.
+    """
+    if accelerator == "auto":
+        return "cuda" if _available("cuda") else "cpu"
+    return "cuda" if accelerator == "gpu" else accelerator
+
+
+def global_rank() -> int:
+    """Rank of this process under torchrun, srun or Lightning's own launcher; else 0."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(rank) for rank in ranks if rank is not None), 0)

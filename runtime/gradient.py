@@ -58,9 +58,9 @@ class GradientStep:
 
     def add(self, loss: Tensor, weight: Tensor, places: int, index: Tensor, rows: Tensor) -> None:
         """Count in one part: its sums, its number of places, and the losses of its rows."""
-        part = torch.stack(
-            [loss.detach().float(), weight.float(), loss.new_full((), places, dtype=torch.float32)]
-        )
+        # Filled on the device: a tensor made of a Python number would be waited for.
+        count = loss.new_full((), places, dtype=torch.float32)
+        part = torch.stack([loss.detach().float(), weight.float(), count])
         self._totals = part if self._totals is None else self._totals + part
         self._rows.append((index, rows.detach()))
 

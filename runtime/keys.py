@@ -81,10 +81,6 @@ def _is_devices(value: Any) -> bool:
     return bool(listed) or (isinstance(value, str) and value != "")
 
 
-def _is_widths(value: Any) -> bool:
-    return isinstance(value, list) and all(is_number(width) and 0 < width <= 1 for width in value)
-
-
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
@@ -101,6 +97,7 @@ KEYS: tuple[Key, ...] = (
     _text("mode.name"),
     _text("mode._target_"),
     _flag("mode.needs_checkpoint", **_OPTIONAL),
+    _flag("mode.single_process", **_OPTIONAL),
     _text("paths.run_dir"),
     # algorithm
     _text("algo.name"),
@@ -111,9 +108,10 @@ KEYS: tuple[Key, ...] = (
     _flag("algo.time_conditioning", **_OPTIONAL),
     _flag("algo.ignore_bos", **_OPTIONAL),
     _flag("algo.mdlm_loss_scale", **_OPTIONAL),
-    _flag("algo.var_min", **_OPTIONAL),
-    _flag("algo.fix_clipping", **_OPTIONAL),
-    Key("algo.clip_search_widths", _is_widths, "a list of widths in (0, 1]", optional=True),
+    # Names of the bd3lms configuration whose search is not built yet: nobody shall believe it ran.
+    Key("algo.var_min", lambda v: v is False, "false (not available yet)", optional=True),
+    Key("algo.fix_clipping", lambda v: v is False, "false (not available yet)", optional=True),
+    Key("algo.clip_search_widths", lambda v: v == [], "[] (not available yet)", optional=True),
     # model
     _integer("model.hidden_size", 1, **_OPTIONAL),
     _integer("model.n_blocks", 1, **_OPTIONAL),
@@ -181,7 +179,7 @@ KEYS: tuple[Key, ...] = (
     _text("checkpointing.resume_ckpt_path", **_NULLABLE),
     _integer("checkpointing.every_n_steps", 1),
     # trainer
-    _choice("trainer.accelerator", "auto", "cpu", "gpu", "cuda", "mps"),
+    _choice("trainer.accelerator", "auto", "cpu", "gpu", "cuda"),
     Key("trainer.devices", _is_devices, 'auto, -1, an integer >= 1, a list or "0,1"'),
     _integer("trainer.num_nodes", 1),
     Key(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from runtime.config import instantiate
-from runtime.devices import world_size
+from runtime.devices import chosen_accelerator, world_size
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
     _quiet_lightning()
     accumulation = accumulation_steps(cfg)
     options: dict[str, Any] = {
+        "accelerator": chosen_accelerator(cfg.trainer.accelerator),
         "callbacks": overrides.pop("callbacks", None) or build_group(cfg, "callbacks"),
         "logger": build_group(cfg, "logger") or False,
         "default_root_dir": str(checkpoint_root(cfg)),

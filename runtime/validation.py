@@ -169,7 +169,7 @@ def _check_sharding(cfg: DictConfig) -> None:
 def _check_hardware(cfg: DictConfig) -> None:
     # Last, because counting devices imports torch.
     wanted, found = cfg.trainer.accelerator, count_devices(cfg.trainer)
-    if wanted in ("gpu", "cuda", "mps") and found == 0:
+    if wanted in ("gpu", "cuda") and found == 0:
         raise ConfigError(
             f"trainer.accelerator={wanted}: no such device here; allowed: auto, cpu (trainer=cpu)"
         )

@@ -34,14 +34,27 @@ HEADER = ("model", "nats/token", "s.e.", "gap to entropy", "s.e.", "grammatical"
 
 
 def stage(folder: Path, *overrides: str) -> dict:
-    """Run main.py into `folder` unless it is done; returns its summary's metrics."""
-    summary = folder / "summary.json"
-    if not summary.is_file() or json.loads(summary.read_text())["status"] != "done":
+    """Run main.py into `folder` unless that is done; returns its summary's metrics.
+
+    Done means with the same overrides and the same checkpoint. A training that was broken off goes
+    on where it was.
+    """
+    asked = [*overrides, *(_state(text) for text in overrides if "checkpoint_path=" in text)]
+    note, summary = folder / "done.json", folder / "summary.json"
+    if not note.is_file() or json.loads(note.read_text()) != asked:
+        note.unlink(missing_ok=True)
         command = [sys.executable, str(ROOT / "main.py"), f"paths.run_dir={folder}", *overrides]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.log").open("w") as log:
             subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        note.write_text(json.dumps(asked))
     return json.loads(summary.read_text())["metrics"]
+
+
+def _state(override: str) -> str:
+    """Tells one content of the file that an override names from another."""
+    status = Path(override.partition("=")[2]).stat()
+    return f"{status.st_size} bytes, {status.st_mtime_ns}"
 
 
 def measure(name: str, out: Path, overrides: list[str]) -> dict:

@@ -19,7 +19,9 @@ RULES = {
     "confidence >= 0.9": ("sampling/strategy=confidence", "sampling.confidence_threshold=0.9"),
     "confidence >= 0.7": ("sampling/strategy=confidence", "sampling.confidence_threshold=0.7"),
     "entropy bound 0.1": ("sampling/strategy=entropy_bound", "sampling.entropy_bound=0.1"),
+    "entropy bound 0.25": ("sampling/strategy=entropy_bound", "sampling.entropy_bound=0.25"),
     "entropy bound 0.5": ("sampling/strategy=entropy_bound", "sampling.entropy_bound=0.5"),
+    "entropy bound 1.0": ("sampling/strategy=entropy_bound", "sampling.entropy_bound=1.0"),
     "4 most confident": ("sampling/strategy=top_k", "sampling.tokens_per_step=4"),
 }
 HEADER = (

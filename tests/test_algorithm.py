@@ -219,16 +219,3 @@ def test_another_tokenizer_is_refused(folder, mdlm, tmp_path):
     write_corpus(tmp_path, lines=60, seed=5)
     with pytest.raises(CheckpointError, match=r"training\.from_pretrained.*its tokenizer"):
         start_from(tmp_path, tmp_path / "run", mdlm)
-
-
-def test_an_average_that_begins_at_a_resumed_checkpoint_begins_at_its_weights(folder, tmp_path):
-    fit(folder, tmp_path, "training.ema=0", "trainer.max_steps=4")
-    before = last(tmp_path)
-    assert before["ema"] is None
-    fit(folder, tmp_path, "training.ema=0.999", "trainer.max_steps=5")
-    after = last(tmp_path)
-    assert after["ema"]["num_updates"] == 1
-    weights = [v for k, v in before["state_dict"].items() if not k.endswith("inv_freq")]
-    moved = [v for k, v in after["state_dict"].items() if not k.endswith("inv_freq")]
-    expected = [w + (m - w) * (1 - 2 / 11) for w, m in zip(weights, moved, strict=True)]
-    assert largest_difference(after["ema"]["shadow_params"], expected) < 1e-6

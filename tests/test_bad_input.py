@@ -1,5 +1,6 @@
 """What users get wrong ends in one line that names it, and in the right exit code."""
 
+import gzip
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,10 @@ def says(folder, tmp_path, capfd):
         (["loader.global_batch_size=64"],
          ["the training data has 39 rows, loader.global_batch_size=64"]),
         (["model.length=2048"], ["model.length=2048"]),
+        (["noise.eps=2.0"], ["ValueError: ", "noise.eps=2"]),
+        (["model.hidden_size=12", "model.n_heads=4"], ["model.hidden_size=12: allowed multiples"]),
+        (["optimized_metric=val/loss"], ["optimized_metric=val/loss: mode=train has no such metric",
+                                         "val/nll"]),
     ],
 )  # fmt: skip
 def test_one_line_that_names_it(says, overrides, parts):
@@ -72,6 +77,14 @@ def test_one_line_that_names_it(says, overrides, parts):
     line = says(*overrides)
     for part in parts:
         assert part in line
+
+
+def test_jobs_of_a_sweep_do_not_share_a_folder(folder, tmp_path, capfd):
+    code = call_main(["--multirun", *tiny(folder), "seed=1,2", f"paths.run_dir={tmp_path}/run",
+                      f"hydra.sweep.dir={tmp_path}/sweep"])  # fmt: skip
+    said = capfd.readouterr().err
+    assert code == 2 and f"paths.run_dir={tmp_path}/run: the jobs of a sweep cannot share" in said
+    assert "allowed: hydra.sweep.dir=FOLDER" in said and "Traceback" not in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -87,6 +100,16 @@ def test_no_gpu(says):
         ("blank.txt", b"\n \n\n", "blank.txt"),
         ("latin.txt", b"one line\nna\xefve\n", "latin.txt: not UTF-8 at line 2, byte 11"),
         ("short.txt", b"one\ntwo\n", "the training data has 1 rows"),
+        (
+            "half.jsonl",
+            b'{"text": "ab"}\n{"text": "a \\ud83d b"}\n',
+            "half.jsonl:2: not a character at place 2 of the text",
+        ),
+        (
+            "bad.txt.gz",
+            gzip.compress(b"text")[:10] + b"\xff" * 40,
+            "bad.txt.gz: cannot be read",
+        ),
         ("corpus.pdf", b"%PDF", "corpus.pdf: unknown type; allowed are .txt, .md and .jsonl"),
     ],
 )
@@ -116,7 +139,15 @@ def test_a_truncated_token_cache(says, tmp_path):
         (["model.n_blocks=3"], ["cannot resume: missing backbone.blocks.2"]),
         (["data.vocab_size=20"], ["cannot resume: its tokenizer"]),
         (["loader.global_batch_size=16"], ["loader.global_batch_size=8, this configuration has"]),
-        (["model.length=32"], ["cannot resume: the checkpoint was trained on data"]),
+        (
+            ["model.length=32"],
+            ["cannot resume: model.length=32: the checkpoint was trained with 16"],
+        ),
+        (["optim.lr=1e-5"], ["cannot resume: optim.lr=1e-05: the checkpoint was trained with"]),
+        (["seed=9"], ["cannot resume: seed=9: ", "checkpointing.resume_from_ckpt=false"]),
+        (["training.ema=0.5"], ["cannot resume: training.ema=0.5: "]),
+        (["noise=cosine"], ["cannot resume: noise._target_="]),
+        (["data.insert_train_eos=false"], ["cannot resume: the checkpoint was trained on data"]),
     ],
 )
 def test_resuming_as_something_else(says, folder, overrides, parts):

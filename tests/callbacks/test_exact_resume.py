@@ -38,8 +38,8 @@ def logged_steps(run_dir: Path) -> list[int]:
 def interrupt(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Train until GracefulStop sees a signal that arrived during `step`."""
 
-    def told(self: GracefulStop, trainer) -> int:
-        return signal.SIGTERM if trainer.global_step == step else 0
+    def told(self: GracefulStop, trainer) -> tuple[int, int]:
+        return (signal.SIGTERM if trainer.global_step == step else 0), 0
 
     with monkeypatch.context() as patch:
         patch.setattr(GracefulStop, "_agreed", told)

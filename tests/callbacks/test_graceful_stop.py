@@ -53,6 +53,29 @@ def test_stops_only_between_two_optimiser_steps(stop, tmp_path, number):
     assert (caught.value.exit_code, caught.value.step) == (128 + number, 7)
 
 
+def test_a_warning_of_slurm_waits_for_the_boundary_and_reaches_its_handler(tmp_path):
+    """Saved first, then requeued by whoever had the signal; training goes on until SIGTERM."""
+    calls = []
+
+    def requeue(number, frame):
+        calls.append((number, (tmp_path / "last.ckpt").is_file()))
+
+    before = signal.signal(signal.SIGUSR1, requeue)
+    try:
+        callback = GracefulStop(tmp_path)
+        callback.on_train_start(Trainer(), None)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        callback.on_train_batch_start(Trainer(), None, None, batch_idx=13)
+        assert calls == []
+        for batch in (14, 16):
+            callback.on_train_batch_start(Trainer(), None, None, batch_idx=batch)
+        assert calls == [(signal.SIGUSR1, True)]
+        callback.on_train_end(Trainer(), None)
+        assert signal.getsignal(signal.SIGUSR1) is requeue
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_second_signal_stops_at_once(stop):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(Interrupted):

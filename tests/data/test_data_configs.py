@@ -13,7 +13,14 @@ KEYS = {
     "insert_train_special", "insert_valid_special", "insert_train_eos", "insert_valid_eos",
     "streaming", "cache_dir",
 }  # fmt: skip
-OPTIONAL = {"vocab_size", "files", "valid_files", "valid_fraction", "text_column"}
+OPTIONAL = {
+    "vocab_size",
+    "files",
+    "valid_files",
+    "valid_fraction",
+    "text_column",
+    "split_paragraphs",
+}
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

@@ -82,6 +82,19 @@ def test_wrong_names_are_reported(files, options, message):
         texts(make(files, **options), "train")
 
 
+def test_fingerprint_follows_which_file_is_which_split(tmp_path):
+    """The same files, dealt differently by a dict or by their names, are other data."""
+    for number in range(3):
+        (tmp_path / f"part-{number}.jsonl").write_text(f'{{"text": "row {number}"}}\n')
+    a, b, c = (str(tmp_path / f"part-{number}.jsonl") for number in range(3))
+    split_map = {"train": "train", "validation": "test"}
+    one = make({"train": [a, b], "test": [c]}, split_map).fingerprint()
+    assert make({"train": [a], "test": [b, c]}, split_map).fingerprint() != one
+    folder = make(str(tmp_path), split_map).fingerprint()
+    (tmp_path / "part-2.jsonl").rename(tmp_path / "test.jsonl")
+    assert make(str(tmp_path), split_map).fingerprint() != folder
+
+
 def test_rows_must_be_text(tmp_path):
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_dict({"text": [1]}).to_parquet(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from data.errors import DataError
 from data.grammar import Grammar
 from data.tokenization import tokenizer_state
 from decoding.reveal import Ancestral, EntropyBound, FirstHitting, TopK
@@ -118,6 +119,22 @@ def test_generative_perplexity_is_asked_of_the_named_model(tmp_path, monkeypatch
     monkeypatch.setattr("modes.sample_eval.generative_perplexity", score)
     metrics, _ = sample_run(tmp_path, "out", "eval.generative_model=some/model")
     assert metrics["gen_ppl"] == 12.0 and asked == [(4, "some/model")]
+
+
+def test_sampling_needs_no_training_text(tmp_path):
+    """A checkpoint of a text that is not on this machine speaks all the same."""
+    save_checkpoint(tmp_path)
+    other = ("data=text", "data.files=absent.txt")
+    _, rows = sample_run(tmp_path, "out", *other, "sampling.batch_size=2")
+    assert len(rows) == 2
+
+
+def test_samples_are_kept_when_measuring_them_fails(tmp_path):
+    """A scorer that does not exist costs the score, not the samples."""
+    save_checkpoint(tmp_path)
+    with pytest.raises(DataError, match=r"eval\.generative_model=/absent"):
+        sample_run(tmp_path, "out", "eval.generative_model=/absent", "sampling.batch_size=2")
+    assert len((tmp_path / "out" / "samples.jsonl").read_text().splitlines()) == 2
 
 
 def test_mauve_without_its_package_is_refused_before_sampling(tmp_path, monkeypatch):

@@ -1,0 +1,25 @@
+"""Stages of the recipes: what counts as done."""
+
+import subprocess
+
+from scripts import grammar_table
+
+
+def test_a_stage_is_done_for_the_same_question_only(tmp_path, monkeypatch):
+    """Other overrides, or another file behind the same path, are run again."""
+    runs = []
+
+    def fake_run(command, **options):
+        runs.append(command)
+        (tmp_path / "out" / "summary.json").write_text(f'{{"metrics": {{"runs": {len(runs)}}}}}')
+
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    checkpoint = tmp_path / "a.ckpt"
+    checkpoint.write_text("one")
+    asked = ("mode=sample_eval", f"eval.checkpoint_path={checkpoint}")
+    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 1}
+    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 1}
+    assert grammar_table.stage(tmp_path / "out", *asked, "seed=2") == {"runs": 2}
+    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 3}
+    checkpoint.write_text("other")
+    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 4}

@@ -17,7 +17,7 @@ from evaluation.perplexity import (
 from evaluation.tables import metrics_table
 from runtime.checkpoint import provenance
 from runtime.overrides import overridden_keys
-from runtime.run import write_provenance
+from runtime.run import write_config, write_provenance
 from runtime.trainer import build_trainer
 
 
@@ -45,6 +45,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     index_R, nll_RK, tokens_R = (column.numpy() for column in rows)
     run_dir = Path(cfg.paths.run_dir)
     if trainer.is_global_zero:
+        write_config(run_dir, cfg)
         write_likelihoods(run_dir / "likelihoods.jsonl", index_R, nll_RK, tokens_R)
         write_provenance(run_dir, provenance(cfg, data.fingerprint))
     metrics = likelihood_metrics(nll_RK, tokens_R, model.is_exact)

@@ -29,7 +29,7 @@ from runtime.checkpoint import provenance
 from runtime.config import instantiate, locate
 from runtime.devices import count_devices
 from runtime.errors import ConfigError
-from runtime.run import write_provenance
+from runtime.run import write_config, write_provenance
 
 SHOWN = 3
 
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     run_dir = Path(cfg.paths.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(run_dir, cfg)
     write_samples(run_dir / "samples.jsonl", cfg.seed, generations, texts)
     write_provenance(run_dir, provenance(cfg))
     for text in texts[:SHOWN]:

@@ -34,7 +34,7 @@ class RunFolder:
         """Create the folder with config.yaml."""
         # An earlier run in this folder may have had other data.
         (self.path / "provenance.json").unlink(missing_ok=True)
-        _write(self.path / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+        write_config(self.path, self.cfg)
 
     def close(
         self, metrics: Mapping[str, float] | None = None, error: BaseException | None = None
@@ -48,7 +48,7 @@ class RunFolder:
         metrics = dict(metrics or {})
         summary: dict[str, Any] = {
             "mode": self.cfg.mode.name,
-            "algo": self.cfg.algo.name,
+            "algo": OmegaConf.load(self.path / "config.yaml").algo.name,
             "status": _status(error),
             "steps": int(metrics.pop("steps", _steps_at(error))),
             "wall_s": round(time.monotonic() - self._started, 3),
@@ -80,6 +80,14 @@ def load_summary(run_dir: str | Path) -> dict[str, Any]:
         FileNotFoundError: the run wrote none.
     """
     return json.loads((Path(run_dir) / "summary.json").read_text())
+
+
+def write_config(run_dir: str | Path, cfg: DictConfig) -> None:
+    """Write config.yaml, resolved.
+
+    A mode that opens a checkpoint calls this again, once it knows what is evaluated.
+    """
+    _write(Path(run_dir) / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def write_provenance(run_dir: str | Path, facts: Mapping[str, Any]) -> None:

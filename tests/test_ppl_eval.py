@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from algorithm import Algorithm
 from diffusion import AR, BD3LM, MDLM, Diffusion
 from modes.ppl_eval import run
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import CheckpointError
+from runtime.run import load_summary
 from tests.runs import ALGORITHMS, best, call_main, configure, fit, last, write_corpus
 from tests.support import compose_config, equal
 
@@ -145,3 +147,19 @@ def test_another_data_set_is_read_with_the_tokenizer_of_the_checkpoint(folder, t
     summary = json.loads((tmp_path / "other" / "summary.json").read_text())
     assert summary["metrics"]["nll"] != pytest.approx(metrics["best/val/nll"], rel=1e-3)
     assert summary["metrics"]["nll_se_draws"] > 0
+
+
+@pytest.mark.parametrize("mode", ["ppl_eval", "sample_eval"])
+def test_the_run_folder_tells_what_was_evaluated(folder, trained, tmp_path, mode):
+    """summary.json and config.yaml name the checkpoint's algorithm, not the default one."""
+    run_dir, _ = trained("bd3lm")
+    code = call_main([
+        f"mode={mode}", f"eval.checkpoint_path={best(run_dir)}", "trainer=cpu",
+        f"paths.cache_dir={folder}/cache", f"paths.run_dir={tmp_path}/out",
+    ])  # fmt: skip
+    asked = OmegaConf.load(tmp_path / "out" / "config.yaml")
+    trained_with = read_checkpoint(best(run_dir))["hyper_parameters"]["config"]
+    assert code == 0 and load_summary(tmp_path / "out")["algo"] == "bd3lm"
+    assert (asked.mode.name, asked.algo.name) == (mode, "bd3lm")
+    assert asked.block_size == trained_with["block_size"]
+    assert asked.data.files == trained_with["data"]["files"]

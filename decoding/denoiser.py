@@ -85,6 +85,24 @@ class NetworkPass:
         return sigma_BT
 
 
+def running(rows_M: Tensor, segment: int, batch: int) -> Tensor | None:
+    """The sequences that these rows of [B * S] belong to; None if it is all, or not worth asking.
+
+    Sequences whose segment is finished wait for the others; nothing need be computed for them. On a
+    GPU asking means waiting for it, which costs more than their part of a pass.
+    """
+    if rows_M.is_cuda or batch == 1:
+        return None
+    sequences = (rows_M // segment).unique()
+    return sequences if len(sequences) < batch else None
+
+
+def rows_among(rows_M: Tensor, segment: int, sequences: Tensor) -> Tensor:
+    """Rows of [B * S] as rows of [len(sequences) * S]; `sequences` is sorted."""
+    place_M = torch.searchsorted(sequences, rows_M // segment)
+    return place_M * segment + rows_M % segment
+
+
 def rows_of_input(rows_M: Tensor, segment: int, total: int) -> Tensor:
     """Rows of [B * S] as rows of [B * T], the segment being the end of the T input positions."""
     return rows_M // segment * total + total - segment + rows_M % segment
@@ -114,6 +132,10 @@ class WindowDenoiser:
         """Everything in the window sees everything in it."""
         ids_BT = x_BL[:, max(0, end - self._length) : end]
         width = ids_BT.shape[1]
+        sequences = running(rows_M, end - start, len(ids_BT))
+        if sequences is not None:
+            ids_BT = ids_BT[sequences]
+            rows_M = rows_among(rows_M, end - start, sequences)
         rows = rows_of_input(rows_M, end - start, width)
         return self._run(ids_BT, self._attention(width), rows, width)
 
@@ -202,7 +224,12 @@ class BlockDenoiser:
     def logits(self, x_BL: Tensor, start: int, end: int, rows_M: Tensor) -> Tensor:
         """The block's rows; finished blocks that are not cached yet go through beside it."""
         first, attention = self._context.attend(start, end)
+        ids_BT = x_BL[:, first:end]
+        sequences = running(rows_M, end - start, len(ids_BT)) if first == start else None
+        if sequences is not None:  # never in a pass that has finished tokens to commit, of all
+            ids_BT, attention = ids_BT[sequences], attention.of(sequences)
+            rows_M = rows_among(rows_M, end - start, sequences)
         rows = rows_of_input(rows_M, end - start, end - first)
-        logits_MV = self._run(x_BL[:, first:end], attention, rows, end - start)
+        logits_MV = self._run(ids_BT, attention, rows, end - start)
         self._context.commit(start)
         return logits_MV

@@ -177,6 +177,9 @@ class Adaptive(RevealRule):
         left = int(block.masked_BS.sum(-1).max())
         while left > 0:
             rows_BN, masked_BN = _candidates(masked_BS, left)
+            if self.limit(left) is None:  # finished sequences wait: ask nothing about them
+                is_running_B = masked_BN.any(-1)
+                rows_BN, masked_BN = rows_BN[is_running_B], masked_BN[is_running_B]
             logits_MV = block.predict(rows_BN.flatten())
             log_p_BNV = logits_MV.log_softmax(-1).unflatten(0, rows_BN.shape)
             chosen_BN = self.choose(log_p_BNV, masked_BN) & masked_BN

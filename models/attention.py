@@ -11,13 +11,14 @@ is the same for all of them.
 Legend: B batch, H heads, Q queries, T keys, D head dimension, L length, C chunk, S block size.
 """
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 BACKENDS = ("auto", "sdpa", "flex", "math")
@@ -256,6 +257,7 @@ class CachedAttention:
         self.positions = start + torch.arange(total, device=device)
         self.num_outputs = total
         self._cache, self._total = cache, total
+        self._sequences: Tensor | None = None
         self._backend = "math" if device.type == "cpu" else "sdpa"
         if backend == "sdpa":
             self._backend = backend
@@ -266,12 +268,25 @@ class CachedAttention:
             seen = torch.ones(total, cache.length, dtype=torch.bool, device=device)
             self._mask = torch.cat([seen, new_mask], dim=1)
 
+    def of(self, sequences: Int[Tensor, " A"]) -> "CachedAttention":
+        """The same for some sequences of the batch, leaving the cache as it is."""
+        some = copy.copy(self)
+        some._sequences = sequences
+        return some
+
     def at(self, layer: int) -> Attend:
         """Writes this layer's new keys and values behind the cached ones, then attends to all."""
 
         def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             """Append to the cache of this layer, then attend."""
             cache = self._cache
+            if self._sequences is not None:
+                old_k, old_v = (
+                    store[layer, self._sequences, :, : cache.length]
+                    for store in (cache.keys, cache.values)
+                )
+                keys, values = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
+                return attend(q, keys, values, self._mask, self._backend)
             end = cache.length + self._total
             cache.keys[layer, :, :, cache.length : end] = k
             cache.values[layer, :, :, cache.length : end] = v

@@ -189,3 +189,26 @@ def test_inference_copies_share_or_cast_and_leave_the_model_alone(backbone):
     assert cast.output_layer.adaLN_modulation.weight.dtype == torch.float32
     assert weight.dtype == torch.float32 and weight.requires_grad
     assert backbone.vocab_size == VOCAB
+
+
+@pytest.mark.parametrize("make", [BlockDenoiser, WindowDenoiser])
+@torch.no_grad()
+def test_sequences_that_wait_are_not_computed_and_change_nothing(backbone, make, monkeypatch):
+    """Rows of two of four sequences: as in the pass over all of them, at half the input."""
+    x0 = torch.randint(0, MASK, (4, LENGTH), generator=torch.Generator().manual_seed(5))
+    options = (BLOCK,) if make is BlockDenoiser else ()
+    denoiser = make(backbone, MASK, *options)
+    run, batches = denoiser._run, []
+
+    def counted(ids, *others):
+        batches.append(len(ids))
+        return run(ids, *others)
+
+    monkeypatch.setattr(denoiser, "_run", counted)
+    for start, end in denoiser.begin(4, LENGTH):
+        xt, size = noisy_copy(x0, start, end), end - start
+        whole = denoiser.logits(xt, start, end, torch.arange(4 * size)).unflatten(0, (4, size))
+        asked = torch.cat([size * 3 + torch.arange(size), size * 1 + torch.arange(size)])
+        part = denoiser.logits(xt, start, end, asked).unflatten(0, (2, size))
+        assert batches[-2:] == [4, 2]
+        torch.testing.assert_close(part, whole[[3, 1]], rtol=0, atol=1e-5)

@@ -107,7 +107,7 @@ def test_no_gpu(says):
         ),
         (
             "bad.txt.gz",
-            gzip.compress(b"text")[:10] + b"\xff" * 40,
+            gzip.compress(b"text", mtime=0)[:10] + b"\xff" * 40,
             "bad.txt.gz: cannot be read",
         ),
         ("corpus.pdf", b"%PDF", "corpus.pdf: unknown type; allowed are .txt, .md and .jsonl"),

@@ -90,29 +90,6 @@ def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
         )
 
 
-def check_compatible(
-    path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """Compare facts of a checkpoint with those of the run that wants to load it.
-
-    Args:
-        path: the checkpoint, for the message.
-        found: facts by name, e.g. {"algo": "mdlm", "mask_id": 50257}.
-        expected: the same facts of this run; only the names present here are compared.
-
-    Raises:
-        CheckpointError: at the first fact that differs.
-    """
-    for name, value in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path}: does not say its {name}; this run has {value}")
-        if found[name] != value:
-            raise CheckpointError(
-                f"{path}: {name}={found[name]} in the checkpoint, {value} in this run; "
-                "allowed: equal values"
-            )
-
-
 def config_hash(config: DictConfig | Mapping[str, Any]) -> str:
     """Identity of an experiment: 16 hex digits, the same for any order of keys.
 
@@ -212,11 +189,14 @@ _FREE_ON_RESUME = (
 
 
 def changed_on_resume(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """The first key in which a run that resumes differs from the one that was saved, if any."""
+    """The first key in which a run that resumes differs from the one that was saved, if any.
+
+    A key that only one of them has is no difference: later versions may add options.
+    """
     before, now = flatten(stored), flatten(config)
     differing = sorted(
         key
-        for key in before.keys() | now.keys()
+        for key in before.keys() & now.keys()
         if key not in _FREE_ON_RESUME and before.get(key) != now.get(key)
     )
     for part in _SAME_ON_RESUME:

@@ -11,7 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 from runtime import checkpoint as module
-from runtime.checkpoint import check_compatible, config_hash, provenance, read_checkpoint
+from runtime.checkpoint import (
+    changed_on_resume,
+    config_hash,
+    provenance,
+    read_checkpoint,
+)
 from runtime.errors import CheckpointError
 from tests.support import compose_config
 
@@ -108,14 +113,6 @@ def test_missing_keys(tmp_path):
     assert "not a Palimpsest checkpoint" in refused(tmp_path / "b.ckpt")
 
 
-def test_compatible():
-    check_compatible("a.ckpt", {"algo": "mdlm", "mask_id": 3}, {"mask_id": 3})
-    with pytest.raises(CheckpointError, match=r"mask_id=3 in the checkpoint, 4 in this run"):
-        check_compatible("a.ckpt", {"mask_id": 3}, {"mask_id": 4})
-    with pytest.raises(CheckpointError, match="does not say its algo"):
-        check_compatible("a.ckpt", {}, {"algo": "ar"})
-
-
 def test_config_hash_knows_the_experiment_only():
     base = {"optim": {"lr": 1.0, "eps": 0.1}, "seed": 1, "paths": {"run_dir": "a"}}
     turned = {"paths": {"run_dir": "b"}, "seed": 2, "optim": {"eps": 0.1, "lr": 1.0}}
@@ -156,3 +153,20 @@ def test_provenance_with_and_without_git(tmp_path, monkeypatch):
     module._git_version.cache_clear()
     assert provenance({"a": 1})["git"] == clean + "-dirty"
     module._git_version.cache_clear()
+
+
+def test_what_may_change_on_resume():
+    """Length, devices and paths may; what the steps are made of may not; new options may come."""
+    stored = {
+        "seed": 1, "optim": {"lr": 1e-3, "beta1": 0.9}, "noise": {"_target_": "a", "eps": 1e-3},
+        "training": {"ema": 0.9, "from_pretrained": None}, "trainer": {"max_steps": 5},
+    }  # fmt: skip
+    assert changed_on_resume(stored, stored) is None
+    longer = {**stored, "trainer": {"max_steps": 9}, "algo": {"new_option": True}}
+    assert changed_on_resume(stored, longer) is None
+    started = {**stored, "training": {"ema": 0.9, "from_pretrained": "a.ckpt"}}
+    assert changed_on_resume(stored, started) is None
+    other = {**stored, "optim": {"lr": 1e-4, "beta1": 0.9}}
+    change = "optim.lr=0.0001: the checkpoint was trained with 0.001"
+    assert changed_on_resume(stored, other) == change
+    assert "noise._target_=b" in changed_on_resume(stored, {**stored, "noise": {"_target_": "b"}})

@@ -1,7 +1,6 @@
 """The command line: exit codes, one-line errors, help in no time, sweeps."""
 
 import resource
-import time
 
 import pytest
 

@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     A training step frees and takes the same few gigabytes again and again. By default glibc gives
     large blocks back to the system at once, and every new one is then zeroed page by page on first
-    touch: up to a fifth of the time of a step on a CPU. The peak is what it was, but memory no
-    longer shrinks after it.
+    touch: a quarter of the time of loss and gradient of an output projection to 30,522 tokens. The
+    peak is about what it was, but memory no longer shrinks after it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

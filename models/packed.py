@@ -1,9 +1,9 @@
 """Linear layers whose weights are laid out for the CPU's matrix kernels once, not in every call.
 
 Decoding multiplies the same weights with a few rows again and again. oneDNN wants them in blocks of
-its own; given a plain matrix it rearranges that first, which with 16 rows takes half (fp32) to three
-quarters (bf16) as long as the product itself. The products are the same ones: without GELU the result
-is equal to that of `nn.Linear`, bit for bit where that uses oneDNN too.
+its own; given a plain matrix it rearranges that first, which with 16 rows takes half (fp32) to
+three quarters (bf16) as long as the product itself. The products are the same ones: without GELU
+the result is equal to that of `nn.Linear`, bit for bit where that uses oneDNN too.
 """
 
 import torch

@@ -42,6 +42,9 @@ def stage(folder: Path, *overrides: str) -> dict:
     asked = [*overrides, *(_state(text) for text in overrides if "checkpoint_path=" in text)]
     note, summary = folder / "done.json", folder / "summary.json"
     if not note.is_file() or json.loads(note.read_text()) != asked:
+        if note.is_file() and (folder / "checkpoints").is_dir():
+            # It would resume, from weights that answer another question.
+            raise SystemExit(f"{folder}: trained with other overrides; give another --out")
         note.unlink(missing_ok=True)
         command = [sys.executable, str(ROOT / "main.py"), f"paths.run_dir={folder}", *overrides]
         folder.mkdir(parents=True, exist_ok=True)

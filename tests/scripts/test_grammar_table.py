@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from scripts import grammar_table
 
 
@@ -23,3 +25,7 @@ def test_a_stage_is_done_for_the_same_question_only(tmp_path, monkeypatch):
     assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 3}
     checkpoint.write_text("other")
     assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 4}
+    (tmp_path / "out" / "checkpoints").mkdir()  # a training does not begin in another's weights
+    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 4}
+    with pytest.raises(SystemExit, match="trained with other overrides; give another --out"):
+        grammar_table.stage(tmp_path / "out", *asked, "seed=2")

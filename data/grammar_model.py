@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.depth import depths_from_heads
 from data.errors import DataError
 from data.grammar_entropy import Moments, sentence_moments
 from data.grammar_parser import ShiftReduceParser
@@ -54,18 +55,6 @@ class _Choices(NamedTuple):
     cumulative: list[float]
     log_probs: list[float]
     results: list[str | tuple[tuple[str, ...], int]]
-
-
-def depths_from_heads(heads: Sequence[int]) -> tuple[int, ...]:
-    """Number of arcs from each word up to the root (`heads` from 1, the root's head is 0)."""
-    depths = []
-    for head in heads:
-        depth = 0
-        while head:
-            head = heads[head - 1]
-            depth += 1
-        depths.append(depth)
-    return tuple(depths)
 
 
 class ProbabilisticGrammar:

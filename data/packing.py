@@ -4,6 +4,7 @@ Legend: L tokens of a row; N rows. Columns are `input_ids` and, beside it, one p
 source; whatever is cut, joined or padded is so in all columns alike.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +20,16 @@ from data.tokenization import SpecialIds, plain_backend
 
 IDS = "input_ids"
 LENGTH = "length"
-FEATURE_DTYPE = np.int16
-# What a special token or padding carries in a feature column.
-FEATURE_FILL = 0
+FEATURE_DTYPE = np.int8
+# What a token without a word carries in a feature column: special tokens, padding, white space,
+# and text that no word was found in.
+FEATURE_FILL = -1
 
+_ALWAYS = ("documents", "tokens", "unknown_tokens", "rows", "dropped_tokens")
 _DOCUMENTS_PER_BATCH = 1000
 _CHARACTERS_PER_BATCH = 10_000_000
+
+_WORD = re.compile(r"\S+")
 
 Block = dict[str, np.ndarray]
 
@@ -61,7 +66,13 @@ class PackingOptions:
 
 @dataclass
 class PackingReport:
-    """What became of the documents: everything that is not in a row is counted here."""
+    """What became of the documents: everything that is not in a row is counted here.
+
+    With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
+    `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
+    most characters with; a word without token is one whose characters the tokenizer dropped or
+    gave to other words' tokens.
+    """
 
     documents: int = 0
     empty_documents: int = 0
@@ -71,9 +82,14 @@ class PackingReport:
     dropped_tokens: int = 0
     truncated_documents: int = 0
     truncated_tokens: int = 0
+    tokens_of_words: int = 0
+    tokens_without_word: int = 0
+    tokens_of_several_words: int = 0
+    words_without_token: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in vars(self).items())
+        shown = {name: value for name, value in vars(self).items() if value or name in _ALWAYS}
+        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in shown.items())
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ def encode_documents(
     iterator = iter(documents)
     while batch := _next_batch(iterator):
         first = report.documents
-        encoded = _encode_batch(batch, backend, first)
+        encoded = _encode_batch(batch, backend, first, report)
         report.documents += len(batch)
         report.tokens += int(encoded.lengths.sum())
         report.empty_documents += int((encoded.lengths == 0).sum())
@@ -145,7 +161,9 @@ def _next_batch(documents: Iterator[Document]) -> list[Document]:
     return batch
 
 
-def _encode_batch(batch: list[Document], backend: Tokenizer, first: int) -> TokenBatch:
+def _encode_batch(
+    batch: list[Document], backend: Tokenizer, first: int, report: PackingReport
+) -> TokenBatch:
     """Encode documents number `first`, `first + 1`, ...; those of only white space get no token."""
     names = sorted(batch[0].get("features", {}))
     for number, document in enumerate(batch, start=first):
@@ -159,10 +177,10 @@ def _encode_batch(batch: list[Document], backend: Tokenizer, first: int) -> Toke
     encodings = encode(texts, add_special_tokens=False)
     lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
     columns = {IDS: _flatten([encoding.ids for encoding in encodings], np.uint32)}
-    rows = list(zip(batch, encodings, strict=True))
-    for name in names:
-        values = [_spread(*row, name, first + place) for place, row in enumerate(rows)]
-        columns[name] = _flatten(values, FEATURE_DTYPE)
+    if names:
+        rows = zip(batch, encodings, strict=True)
+        spread = [_spread(*row, names, first + place, report) for place, row in enumerate(rows)]
+        columns |= {n: _flatten([row[n] for row in spread], FEATURE_DTYPE) for n in names}
     return TokenBatch(columns, lengths)
 
 
@@ -170,23 +188,72 @@ def _flatten(values: list[Any], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(value, dtype=dtype) for value in values])
 
 
-def _spread(document: Document, encoding: Encoding, name: str, number: int) -> np.ndarray:
-    """Give each token the value of the word in which it ends.
+def _spread(
+    document: Document, encoding: Encoding, names: list[str], number: int, report: PackingReport
+) -> Block:
+    """Give each token the values of its word, by places in the text.
 
-    A token may begin with the space before its word, so its last character decides.
+    A token may begin with the space before its word and a word may have several tokens; where a
+    token reaches into several words, the one that it shares most characters with decides.
     """
+    spans = _word_spans(document, number)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    word = _word_of_tokens(len(document["text"]), spans, offsets, report)
+    covered = word >= 0
+    report.tokens_of_words += int(covered.sum())
+    report.tokens_without_word += int((~covered).sum())
+    report.words_without_token += len(spans) - len(np.unique(word[covered]))
+    columns = {}
+    for name in names:
+        values = _word_values(document, name, len(spans), number)
+        columns[name] = np.append(values, FEATURE_FILL)[word]  # -1 is the last place
+    return columns
+
+
+def _word_spans(document: Document, number: int) -> np.ndarray:
+    """[W, 2] begin and end of every word in the text: the given ones, or between white space."""
+    text = document["text"]
+    if "spans" not in document:
+        return np.array([match.span() for match in _WORD.finditer(text)]).reshape(-1, 2)
+    spans = np.array(document["spans"], dtype=np.int64).reshape(-1, 2)
+    inside = not len(spans) or (spans[0, 0] >= 0 and spans[-1, 1] <= len(text))
+    if not inside or (spans[:, 0] >= spans[:, 1]).any() or (spans[1:, 0] < spans[:-1, 1]).any():
+        raise DataError(
+            f"document {number}: spans must be pairs (start, end) of growing places in its text of"
+            f" {len(text)} characters"
+        )
+    return spans
+
+
+def _word_values(document: Document, name: str, words: int, number: int) -> np.ndarray:
     values = np.asarray(document["features"][name])
-    is_space = np.fromiter((c.isspace() for c in document["text"]), bool, len(document["text"]))
-    starts_word = ~is_space & np.concatenate(([True], is_space))[:-1]
-    if len(values) != starts_word.sum():
-        words = int(starts_word.sum())
+    if len(values) != words:
         raise DataError(f"document {number}: {len(values)} values of {name} for {words} words")
     bounds = np.iinfo(FEATURE_DTYPE)
-    if len(values) and not (bounds.min <= values.min() and values.max() <= bounds.max):
+    if words and not (bounds.min <= values.min() and values.max() <= bounds.max):
         raise DataError(f"document {number}: {name} must lie in {bounds.min}..{bounds.max}")
-    ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding))
-    word_of_character = np.maximum(np.cumsum(starts_word) - 1, 0)
-    return values[word_of_character[ends - 1]]
+    return values
+
+
+def _word_of_tokens(
+    characters: int, spans: np.ndarray, offsets: np.ndarray, report: PackingReport
+) -> np.ndarray:
+    """[T] number of every token's word, -1 for none."""
+    word_at = np.full(characters, -1, dtype=np.int64)
+    for word, (start, end) in enumerate(spans):
+        word_at[start:end] = word
+    # Words stand in order, so running extremes tell the first word from a place on, and the last
+    # one before a place.
+    from_here = np.where(word_at < 0, len(spans), word_at)[::-1]
+    first_from = np.append(np.minimum.accumulate(from_here)[::-1], len(spans))
+    last_before = np.append(-1, np.maximum.accumulate(word_at))
+    first, last = first_from[offsets[:, 0]], last_before[offsets[:, 1]]
+    word_of_token = np.where(first <= last, last, -1)
+    for token in np.flatnonzero(first < last):
+        here = word_at[slice(*offsets[token])]
+        word_of_token[token] = np.bincount(here[here >= 0]).argmax()
+        report.tokens_of_several_words += 1
+    return word_of_token
 
 
 def _require_no_mask(encoded: TokenBatch, special: SpecialIds, first: int) -> None:

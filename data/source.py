@@ -12,8 +12,9 @@ class Source(Protocol):
     """Anything that yields documents.
 
     A document is a dict with the key `text` (str) and, optionally, `features`: a dict of integer
-    sequences, one value per whitespace-separated word of `text`. Every token of a word receives
-    the value of its word, and the values travel beside the token ids into the batches.
+    sequences, one value per word. The words are those between white space, or those that `spans`
+    lists, as pairs (start, end) of places in `text`. Every token of a word receives the value of
+    its word, and the values travel beside the token ids into the batches (`data.packing`).
     """
 
     name: str

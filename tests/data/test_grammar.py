@@ -14,9 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import data.grammar
+from data.depth import depths_from_heads
 from data.errors import DataError
 from data.grammar import Grammar, inflect
-from data.grammar_model import ProbabilisticGrammar, depths_from_heads
+from data.grammar_model import ProbabilisticGrammar
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +195,12 @@ def test_config_builds_the_source():
 
 def test_document_features_match_its_words(grammar):
     document = next(grammar.documents("test"))
-    assert set(document) == {"text", "features", "log_prob"}
+    assert set(document) == {"text", "features", "heads", "log_prob"}
     sentence = grammar.parse(document["text"].split())
+    assert document["heads"] == list(sentence.heads)
     assert document["features"] == {
-        "heads": list(sentence.heads),
         "depth": list(sentence.depths),
+        "height": [max(sentence.depths)] * len(sentence.words),
     }
     assert document["log_prob"] == pytest.approx(sentence.log_prob)
 

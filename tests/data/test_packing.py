@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from data import packing
 from data.errors import DataError
-from data.packing import IDS, LENGTH, PackingOptions, PackingReport, pack
+from data.packing import (
+    FEATURE_FILL,
+    IDS,
+    LENGTH,
+    PackingOptions,
+    PackingReport,
+    _encode_batch,
+    pack,
+)
 from data.tokenization import load_tokenizer, special_ids
 
 WORDS = "abcdefgh"
@@ -89,17 +98,46 @@ def test_features_travel_with_their_tokens(documents, length, wrap, insert_speci
     blocks, _ = run(documents, PackingOptions(length, wrap, insert_special, insert_eos), True)
     rank_of = {ids_of([word])[0]: rank for rank, word in enumerate(WORDS)}
     for ids, ranks in zip(rows_of(blocks), rows_of(blocks, "rank"), strict=True):
-        assert ranks == [rank_of.get(token, 0) for token in ids]
+        assert ranks == [rank_of.get(token, FEATURE_FILL) for token in ids]
 
 
 def test_every_token_of_a_word_has_its_value():
     tokenizer = load_tokenizer("bpe", documents=["x"], vocab_size=260)
-    document = {"text": " né  ab\nc", "features": {"depth": [3, -1, 7]}}
+    document = {"text": " né  ab\nc", "features": {"depth": [3, 2, 7]}}
     options = PackingOptions(10, True, False, False)
-    (block,) = pack([document], tokenizer, special_ids(tokenizer), options, PackingReport())
+    report = PackingReport()
+    (block,) = pack([document], tokenizer, special_ids(tokenizer), options, report)
     # One token per byte: space n é(2) space space a b newline c.
-    assert block["depth"].tolist() == [[3, 3, 3, 3, 3, 3, -1, -1, -1, 7]]
-    assert block["depth"].dtype == np.int16
+    assert block["depth"].tolist() == [[-1, 3, 3, 3, -1, -1, 2, 2, -1, 7]]
+    assert block["depth"].dtype == np.int8
+    assert (report.tokens_of_words, report.tokens_without_word) == (6, 4)
+    assert (report.tokens_of_several_words, report.words_without_token) == (0, 0)
+
+
+def test_words_may_be_given_by_their_places():
+    document = {
+        "text": "don't go. ok",
+        "spans": [(0, 2), (2, 5), (6, 8), (8, 9)],
+        "features": {"depth": [4, 5, 6, 7]},
+    }
+    report = PackingReport()
+    backend = Tokenizer(models.WordLevel({"don": 0, "'t": 1, "go.": 2, "ok": 3}, unk_token="ok"))
+    split = pre_tokenizers.Split(Regex(r"don|'t|go\.|ok"), "isolated")
+    space = pre_tokenizers.Split(" ", "removed")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([space, split])
+    encoded = _encode_batch([document], backend, 0, report)
+    # "don" is do + n't, "go." is go + the stop; no word was found in "ok".
+    assert encoded.columns[IDS].tolist() == [0, 1, 2, 3]
+    assert encoded.columns["depth"].tolist() == [4, 5, 6, FEATURE_FILL]
+    assert (report.tokens_of_words, report.tokens_without_word) == (3, 1)
+    assert (report.tokens_of_several_words, report.words_without_token) == (2, 1)
+
+
+@pytest.mark.parametrize("spans", [[(0, 0)], [(1, 3), (0, 2)], [(0, 99)], [(-1, 2)]])
+def test_bad_spans_are_named(spans):
+    document = {"text": "abc", "spans": spans, "features": {"depth": [1] * len(spans)}}
+    with pytest.raises(DataError, match="document 0: spans must be pairs"):
+        list(pack([document], TOKENIZER, SPECIAL, PackingOptions(4), PackingReport()))
 
 
 def test_special_tokens_in_text_are_text():
@@ -137,7 +175,7 @@ def test_bad_features_are_named():
 
     with pytest.raises(DataError, match="document 0: 3 values of depth for 2 words"):
         attempt([1, 2, 3])
-    with pytest.raises(DataError, match=r"document 0: depth must lie in -32768\.\.32767"):
+    with pytest.raises(DataError, match=r"document 0: depth must lie in -128\.\.127"):
         attempt([1, 70_000])
 
 

@@ -186,6 +186,7 @@ KEYS: tuple[Key, ...] = (
     _flag("eval.mauve"),
     # checkpoints
     _text("checkpointing.save_dir", **_NULLABLE),
+    _text("checkpointing.subdir", **_OPTIONAL),
     _choice("checkpointing.resume_from_ckpt", True, False, "required"),
     _text("checkpointing.resume_ckpt_path", **_NULLABLE),
     _integer("checkpointing.every_n_steps", 1),

@@ -155,9 +155,8 @@ class Diffusion(Algorithm):
         per_row = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
         return LossTerms(loss, inputs["scored"], per_row)
 
-    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
-        """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
-        inputs = batch["draws"][draw]
+    def bound_terms(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[M] terms of the unweighted bound in nats: cross-entropy times weight."""
         parts = zip(
             self.features(inputs).split(_LOGIT_ROWS),
             inputs["targets"].split(_LOGIT_ROWS),
@@ -169,9 +168,32 @@ class Diffusion(Algorithm):
                 for part_CD, target_C in parts
             ]
         )
+        return loss_M * inputs["weights"]
+
+    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
+        """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
+        inputs = batch["draws"][draw]
         owner_M = inputs["rows"] // self.length
-        nll_B = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
+        nll_B = row_sums(self.bound_terms(inputs), owner_M, len(batch["index"]))
         return Likelihood(nll_B, (self.scored_places(batch) & batch["token_mask"]).sum(-1))
+
+    @torch.no_grad()
+    def token_nll(self, batch: dict[str, Any], draw: int) -> Tensor:
+        """[B, L] what every token adds to the bound of `evaluate`, nats, in double precision.
+
+        The bound is additive over tokens: one that this draw hides adds its cross-entropy times its
+        weight m/n, the others nothing. Over draws its mean is the token's share of the bound; the
+        rows sum to `evaluate`.
+        """
+        inputs = batch["draws"][draw]
+        terms_M = self.bound_terms(inputs)
+        total_N = torch.zeros(batch["input_ids"].numel(), dtype=torch.float64, device=terms_M.device)
+        total_N[self.predicted_places(inputs["rows"])] = terms_M.double()
+        return total_N.view(batch["input_ids"].shape)
+
+    def predicted_places(self, rows_M: Tensor) -> Tensor:
+        """[M] the places of the flattened [B * L] whose tokens these rows predict: their own."""
+        return rows_M
 
     @torch.no_grad()
     def nll(self, batch: dict[str, Tensor], num_draws: int = 1) -> Tensor:
@@ -356,12 +378,16 @@ class AR(Diffusion):
         scored_BL[:, 0] = False
         return scored_BL
 
+    def predicted_places(self, rows_M: Tensor) -> Tensor:
+        """The next ones."""
+        return rows_M + 1
+
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Nothing is hidden: row l predicts token l + 1 with weight 1."""
         x0_BL = batch["input_ids"]
         next_BL = self.scored_places(batch).roll(-1, dims=1)
         inputs = self.select(batch, x0_BL, next_BL, torch.ones(x0_BL.shape))
-        inputs["targets"] = x0_BL.flatten()[inputs["rows"] + 1]
+        inputs["targets"] = x0_BL.flatten()[self.predicted_places(inputs["rows"])]
         if self.backbone.time_conditioning:
             inputs["sigma"] = torch.zeros(x0_BL.shape)
         return inputs

@@ -187,7 +187,9 @@ class Diffusion(Algorithm):
         """
         inputs = batch["draws"][draw]
         terms_M = self.bound_terms(inputs)
-        total_N = torch.zeros(batch["input_ids"].numel(), dtype=torch.float64, device=terms_M.device)
+        total_N = torch.zeros(
+            batch["input_ids"].numel(), dtype=torch.float64, device=terms_M.device
+        )
         total_N[self.predicted_places(inputs["rows"])] = terms_M.double()
         return total_N.view(batch["input_ids"].shape)
 

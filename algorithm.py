@@ -104,6 +104,11 @@ class Algorithm(L.LightningModule):
         self._parts: list[EvaluatedRows] = []
 
     @property
+    def required_features(self) -> tuple[str, ...]:
+        """Features of words that a training batch must carry beside its tokens."""
+        return ()
+
+    @property
     def is_exact(self) -> bool:
         """Whether one draw of `evaluate` is the likelihood itself."""
         return False
@@ -393,6 +398,7 @@ def build_algorithm(config: DictConfig, data: Any) -> Algorithm:
     plain = to_plain(config)
     algorithm = locate(plain["algo"]["_target_"])(plain, tokenizer_state(data.tokenizer))
     algorithm.data_fingerprint = data.fingerprint
+    data.require_features(algorithm.required_features)
     path = plain["training"]["from_pretrained"]
     if path is not None:
         algorithm.load_pretrained(path, plain["training"]["allow_partial"])

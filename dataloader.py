@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
 from data.packing import IDS, Block, PackingOptions, PackingReport, pack
-from data.source import Source, require_split
+from data.source import Document, Source, require_split
 from data.tokenization import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint
 from data.unigram import unigram_cross_entropy
 from runtime.config import instantiate
@@ -106,6 +106,24 @@ class LanguageData(L.LightningDataModule):
     def fingerprint(self) -> str:
         """Identity of the training rows: documents, tokenizer and packing."""
         return fingerprint(self._key("train") | {"streaming": bool(self.config.data.streaming)})
+
+    def require_features(self, names: Sequence[str]) -> None:
+        """Look into the first training document for what an algorithm needs of every word.
+
+        Raises:
+            DataError: it does not carry a feature.
+        """
+        if not names:
+            return
+        first: Document = next(self.source.documents("train"), {})
+        missing = [name for name in names if name not in first.get("features", {})]
+        if missing:
+            raise DataError(
+                f"masking={self.config.masking.name}: data={self.config.data.name} has no"
+                f" {missing[0]} of words; parse it (python main.py mode=parse_depth"
+                f" data/parse=stanza data=...) and add data/parse=stanza here; data=grammar and"
+                " data=conllu have gold trees; masking=none needs none"
+            )
 
     def rows(self, split: str) -> Rows:
         """The packed rows of a split, from the token cache, which is built first if need be.

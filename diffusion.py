@@ -24,22 +24,20 @@ from decoding.denoiser import BlockDenoiser, Denoiser, WindowDenoiser
 from decoding.settings import SamplingConfig
 from models.attention import BlockDiffusionAttention, FullAttention
 from models.dit import AttentionPattern
-from objectives.keyed import keyed_phase, keyed_uniform
-from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
-from objectives.masking import (
-    bernoulli_mask,
-    count_mask,
-    exact_count,
-    maskable_per_block,
-    rate_bounds,
-    spread_times,
-    truncated_binomial,
+from objectives.corruption import (
+    EVAL_COUNT,
+    EVAL_MASK,
+    FULL_INTERVAL,
+    SHUFFLE,
+    Corruption,
+    MaskingProcess,
 )
+from objectives.keyed import keyed_uniform
+from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
+from objectives.masking import count_mask, exact_count, maskable_per_block
+from objectives.reweighting import DepthReweighting
 from runtime.config import instantiate
 
-# What a random number is for: part of its key.
-TIME, MASK, COUNT, EVAL_MASK, EVAL_COUNT = range(5)
-FULL_INTERVAL = (1e-3, 1.0)
 _LOGIT_ROWS = 4096  # rows of fp32 logits alive at a time in an evaluation
 
 
@@ -187,11 +185,9 @@ class Diffusion(Algorithm):
         """
         inputs = batch["draws"][draw]
         terms_M = self.bound_terms(inputs)
-        total_N = torch.zeros(
-            batch["input_ids"].numel(), dtype=torch.float64, device=terms_M.device
-        )
-        total_N[self.predicted_places(inputs["rows"])] = terms_M.double()
-        return total_N.view(batch["input_ids"].shape)
+        total_BL = torch.zeros(inputs["x0"].shape, dtype=torch.float64, device=terms_M.device)
+        total_BL.view(-1)[self.predicted_places(inputs["rows"])] = terms_M.double()
+        return total_BL
 
     def predicted_places(self, rows_M: Tensor) -> Tensor:
         """[M] the places of the flattened [B * L] whose tokens these rows predict: their own."""
@@ -206,6 +202,10 @@ class Diffusion(Algorithm):
             moved = {k: v.to(self.device) for k, v in inputs.items()}
             draws.append(self.evaluate({**batch, "draws": {draw: moved}}, draw).nll)
         return torch.stack(draws, dim=-1)
+
+    def token_weights(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L] how much training dwells on every token: 1 where nothing is reweighted."""
+        return torch.ones(batch["input_ids"].shape)
 
     def scored_places(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, L] places that the likelihood counts: not the beginning-of-sequence token."""
@@ -239,14 +239,15 @@ class MDLM(Diffusion):
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
         training = self.config["training"]
-        self.interval = (training["sampling_eps_min"], training["sampling_eps_max"])
-        self.resample = training["resample"] and self.interval != FULL_INTERVAL
-        self.antithetic = training["antithetic_sampling"]
-        # As published, the ends of the full interval do not bound the realised rate.
-        low = 0.0 if self.interval[0] == FULL_INTERVAL[0] else self.interval[0]
-        self._count_bounds = (
-            rate_bounds(self.block_size, low, self.interval[1]) if self.resample else None
+        self.process = MaskingProcess(
+            self.noise,
+            self.block_size,
+            self.seed,
+            training["resample"],
+            training["antithetic_sampling"],
+            (training["sampling_eps_min"], training["sampling_eps_max"]),
         )
+        self.reweighting = _reweighting(self.config["masking"])
 
     def new_pattern(self, device: torch.device) -> AttentionPattern:
         """Everything sees everything."""
@@ -255,14 +256,6 @@ class MDLM(Diffusion):
     def new_denoiser(self, dtype: torch.dtype, kv_cache: bool) -> Denoiser:
         """The whole window at once; there is nothing to cache."""
         return WindowDenoiser(self.backbone.for_inference(dtype), self.special.mask)
-
-    def sample_times(self, position_B: Tensor, step: int) -> Tensor:
-        """[B, K] times of all blocks, evenly spread over the global batch unless switched off."""
-        num_blocks, key = self.length // self.block_size, (self.seed, TIME, step)
-        low, high = self.interval
-        if self.antithetic:
-            return spread_times(position_B, num_blocks, keyed_phase(key), low, high)
-        return low + (high - low) * keyed_uniform(key, position_B, num_blocks)
 
     def maskable_places(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, L] places that are hidden and revealed: all but a beginning-of-sequence token.
@@ -274,33 +267,49 @@ class MDLM(Diffusion):
         maskable_BL[:, 0] = not self.ignore_bos
         return maskable_BL
 
-    def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Draw times, then masks, then weights.
+    @property
+    def required_features(self) -> tuple[str, ...]:
+        """Those that the weights of tokens are made of."""
+        return self.reweighting.features if self.reweighting.active else ()
 
-        1. t for every block; 2. p(t) and the weight p'(t)/p(t); 3. the mask: independent per token,
-        or with `training.resample` conditioned on a rate inside the interval; 4. x_t and its rows.
+    def token_weights(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L] training weight of every token, mean 1 over the words of a block."""
+        if not self.reweighting.active:
+            return super().token_weights(batch)
+        # Keyed by the row alone: a control whose weights changed from epoch to epoch would be none.
+        uniform_BL = keyed_uniform((self.seed, SHUFFLE), batch["index"], self.length)
+        depth_BL, height_BL = (batch[name] for name in self.reweighting.features)
+        return self.reweighting.weights(depth_BL, height_BL, uniform_BL, self.block_size)
+
+    def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Draw times, masks and weights, keyed by the optimiser step."""
+        return self.draw(batch, batch["position"], (step,))[0]
+
+    def draw(
+        self,
+        batch: dict[str, Tensor],
+        position_B: Tensor,
+        counter: tuple[int, ...],
+        interval: tuple[float, float] | None = None,
+    ) -> tuple[dict[str, Tensor], Corruption]:
+        """Inputs of the training loss for one draw of the process, and the draw itself.
+
+        1. the weights of the tokens, which shape the schedule or the loss; 2. times and masks;
+        3. x_t and the rows that are scored.
         """
-        x0_BL, position_B = batch["input_ids"], batch["position"]
+        weights_BL = self.token_weights(batch) if self.reweighting.active else None
+        in_schedule = self.reweighting.target == "schedule"
         maskable_BL = self.maskable_places(batch)
-        time_BK = self.sample_times(position_B, step)
-        probability_BK = self.noise.probability(time_BK)
-        weight_BL = self.noise.weight(time_BK).repeat_interleave(self.block_size, dim=1)
-        uniform_BL = keyed_uniform((self.seed, MASK, step), position_B, self.length)
-        if self._count_bounds is None:
-            probability_BL = probability_BK.repeat_interleave(self.block_size, dim=1)
-            mask_BL = bernoulli_mask(uniform_BL, probability_BL) & maskable_BL
-        else:
-            uniform_BK = keyed_uniform((self.seed, COUNT, step), position_B, time_BK.shape[1])
-            count_BK = truncated_binomial(
-                uniform_BK,
-                maskable_per_block(maskable_BL, self.block_size),
-                probability_BK,
-                *self._count_bounds,
-            )
-            mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
-        xt_BL = x0_BL.masked_fill(mask_BL, self.special.mask)
-        rows_BL = mask_BL & self.scored_places(batch)
-        return self._with_sigma(self.select(batch, xt_BL, rows_BL, weight_BL), probability_BK)
+        noise = self.process.draw(
+            maskable_BL, position_B, counter, weights_BL if in_schedule else None, interval
+        )
+        weight_BL = noise.weight_BL
+        if weights_BL is not None and not in_schedule:
+            weight_BL = weight_BL * weights_BL
+        xt_BL = batch["input_ids"].masked_fill(noise.mask_BL, self.special.mask)
+        rows_BL = noise.mask_BL & self.scored_places(batch)
+        inputs = self.select(batch, xt_BL, rows_BL, weight_BL)
+        return self._with_sigma(inputs, noise.probability_BK), noise
 
     def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
         """Mask n of each block's m places, n uniform on 1..m, with weight m/n.
@@ -397,3 +406,8 @@ class AR(Diffusion):
     def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
         """The same: there is nothing to draw."""
         return self.corrupt(batch, draw)
+
+
+def _reweighting(masking: dict[str, Any]) -> DepthReweighting:
+    """What `masking` says; runs of earlier versions say nothing but `name: none`."""
+    return instantiate(masking) if "_target_" in masking else DepthReweighting()

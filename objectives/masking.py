@@ -117,6 +117,74 @@ def truncated_binomial(
     return below.sum(-1).clamp(min=first_BK, max=last_BK)
 
 
+def count_distribution(
+    probability_BKS: Float[Tensor, "B K S"], maskable_BKS: Bool[Tensor, "B K S"]
+) -> Float[Tensor, "B K S C"]:
+    """P(c of the tokens from place s on are masked), float64; C = S + 1 counts, s = 0 first.
+
+    Tokens are masked independently, each with its own probability (Poisson-binomial), by adding one
+    token after the other from the end: P_s(c) = (1 - p_s) P_{s+1}(c) + p_s P_{s+1}(c - 1).
+    """
+    p_BKS = torch.where(maskable_BKS, probability_BKS, 0.0).double()
+    size = p_BKS.shape[-1]
+    tail_BKC = torch.zeros(*p_BKS.shape[:-1], size + 1, dtype=torch.float64, device=p_BKS.device)
+    tail_BKC[..., 0] = 1.0
+    tails = []
+    for place in range(size - 1, -1, -1):
+        p = p_BKS[..., place, None]
+        one_more = torch.cat([torch.zeros_like(p), tail_BKC[..., :-1]], dim=-1)
+        tail_BKC = (1.0 - p) * tail_BKC + p * one_more
+        tails.append(tail_BKC)
+    return torch.stack(tails[::-1], dim=-2)
+
+
+def conditioned_bernoulli_mask(
+    uniform_BL: Float[Tensor, "B L"],
+    probability_BL: Float[Tensor, "B L"],
+    maskable_BL: Bool[Tensor, "B L"],
+    block_size: int,
+    least: int,
+    most: int,
+) -> Bool[Tensor, "B L"]:
+    """Independent masks of unequal probability, given least <= count <= most in every block.
+
+    What redrawing a block until its count fits would give, without the loop: token after token,
+    with the probability that it is masked and the rest can still fit, by Bayes' rule from
+    `count_distribution`. Where fewer than `least` tokens can be masked, all of them are.
+    """
+    shape = uniform_BL.shape[0], -1, block_size
+    maskable_BKS = maskable_BL.view(shape)
+    p_BKS = torch.where(maskable_BKS, probability_BL.view(shape), 0.0).double()
+    # A probability that rounded to 0 or 1 may leave no mask that fits.
+    p_BKS = torch.where(maskable_BKS, p_BKS.clamp(1e-12, 1 - 1e-12), p_BKS)
+    tails_BKSC = count_distribution(p_BKS, maskable_BKS)
+    least_BK = maskable_BKS.sum(-1).clamp(max=least)
+    counts_C = torch.arange(block_size + 1, device=uniform_BL.device)
+    done_BK = torch.zeros_like(least_BK)
+    masks = []
+    for place in range(block_size):
+        tail_BKC = _tail(tails_BKSC, place + 1)
+        total_BKC = done_BK[..., None] + counts_C
+        fits_BKC = [(least_BK[..., None] <= n) & (n <= most) for n in (total_BKC, total_BKC + 1)]
+        without_BK, with_BK = ((tail_BKC * fits).sum(-1) for fits in fits_BKC)
+        p_BK = p_BKS[..., place]
+        masked_BK, open_BK = p_BK * with_BK, (1.0 - p_BK) * without_BK
+        uniform_BK = uniform_BL.view(shape)[..., place].double()
+        mask_BK = uniform_BK * (masked_BK + open_BK) < masked_BK
+        masks.append(mask_BK)
+        done_BK = done_BK + mask_BK
+    return torch.stack(masks, dim=-1).view(uniform_BL.shape)
+
+
+def _tail(tails_BKSC: Float[Tensor, "B K S C"], place: int) -> Float[Tensor, "B K C"]:
+    """P(c of the tokens from `place` on are masked); behind the last one, c = 0 for certain."""
+    if place < tails_BKSC.shape[2]:
+        return tails_BKSC[:, :, place]
+    nothing_BKC = torch.zeros_like(tails_BKSC[:, :, 0])
+    nothing_BKC[..., 0] = 1.0
+    return nothing_BKC
+
+
 def exact_count(
     uniform_BK: Float[Tensor, "B K"], maskable_BK: Int[Tensor, "B K"]
 ) -> Int[Tensor, "B K"]:

@@ -94,6 +94,10 @@ def _is_values(value: Any) -> bool:
     return (isinstance(value, dict) and value != {}) or (isinstance(value, str) and "=" in value)
 
 
+def _is_widths(value: Any) -> bool:
+    return isinstance(value, list) and all(is_number(width) and 0 < width < 1 for width in value)
+
+
 _OPTIONAL = {"optional": True}
 _NULLABLE = {"nullable": True}
 
@@ -123,10 +127,17 @@ KEYS: tuple[Key, ...] = (
     _flag("algo.time_conditioning", **_OPTIONAL),
     _flag("algo.ignore_bos", **_OPTIONAL),
     _flag("algo.mdlm_loss_scale", **_OPTIONAL),
-    # Names of the bd3lms configuration whose search is not built yet: nobody shall believe it ran.
-    Key("algo.var_min", lambda v: v is False, "false (not available yet)", optional=True),
-    Key("algo.fix_clipping", lambda v: v is False, "false (not available yet)", optional=True),
-    Key("algo.clip_search_widths", lambda v: v == [], "[] (not available yet)", optional=True),
+    _flag("algo.var_min", **_OPTIONAL),
+    _flag("algo.fix_clipping", **_OPTIONAL),
+    Key("algo.clip_search_widths", _is_widths, "a list of numbers in (0, 1)", optional=True),
+    _number("algo.clip_search_delta", "(0, 1)", **_OPTIONAL),
+    # token weights
+    _number("masking.mix_alpha", "[0, 1]", **_OPTIONAL),
+    _choice("masking.depth_mode", "dependency", "none", "random", "position", **_OPTIONAL),
+    _number("masking.depth_temp", "(0, inf)", **_OPTIONAL),
+    _flag("masking.normalize_depth", **_OPTIONAL),
+    _flag("masking.reverse", **_OPTIONAL),
+    _choice("masking.target", "loss", "schedule", **_OPTIONAL),
     # model
     _integer("model.hidden_size", 1, **_OPTIONAL),
     _integer("model.n_blocks", 1, **_OPTIONAL),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.legendre import leggauss
 
 from models.attention import CachedAttention, FullAttention
 from objectives.masking import enumerate_masks
@@ -253,3 +254,108 @@ def test_contributions_of_the_chain_rule_belong_to_the_predicted_token():
     torch.testing.assert_close(
         model.token_nll(moved, 0)[:, 1:], -log_p.double(), rtol=1e-5, atol=1e-5
     )
+
+
+def with_trees(batch, seed=0):
+    """The batch with a depth for every token but the first, in trees of height 4."""
+    depth = torch.randint(0, 5, batch["input_ids"].shape, generator=generator(seed))
+    depth[:, 0] = -1
+    return {**batch, "depth": depth, "height": torch.where(depth < 0, -1, 4)}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+RESAMPLED = (
+    "training.resample=true", "training.sampling_eps_min=0.25", "training.sampling_eps_max=0.75",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("algo", [("algo=mdlm",), ("algo=bd3lm", "block_size=4")])
+@pytest.mark.parametrize("resample", [(), RESAMPLED])
+@pytest.mark.parametrize("inactive", ["masking.mix_alpha=0", "masking.depth_mode=none"])
+@pytest.mark.parametrize("target", ["loss", "schedule"])
+def test_inactive_weights_equal_no_masking_to_the_bit(algo, resample, inactive, target):
+    batch = with_trees(small_batch())
+    options = ("masking=dependency", f"masking.target={target}", inactive)
+    plain = small_model(*algo, *resample).corrupt(batch, 3)
+    weighted = small_model(*algo, *resample, *options).corrupt(batch, 3)
+    assert all(torch.equal(plain[key], weighted[key]) for key in plain)
+
+
+@pytest.mark.parametrize("resample", [(), RESAMPLED])
+def test_loss_weights_multiply_the_terms_and_nothing_else(resample):
+    """Same masks; each row's term is w times that of the unweighted loss."""
+    algo = ("algo=bd3lm", "block_size=4", *resample)
+    batch = with_trees(small_batch(50))
+    plain = small_model(*algo).corrupt(batch, 3)
+    model = small_model(*algo, "masking=dependency", "masking.mix_alpha=0.7")
+    weighted = model.corrupt(batch, 3)
+    assert torch.equal(plain["rows"], weighted["rows"])
+    weights = model.token_weights(batch).flatten()[plain["rows"]]
+    torch.testing.assert_close(weighted["weights"], plain["weights"] * weights)
+    assert not torch.equal(weighted["weights"], plain["weights"])
+
+
+@pytest.mark.parametrize("resample", [(), RESAMPLED])
+def test_schedule_weights_hide_heavy_words_more_often(resample):
+    """Among the tokens of equal times, the masked ones are the heavier ones; rates stay inside."""
+    options = ("masking=dependency", "masking.mix_alpha=1", "masking.target=schedule")
+    model = small_model("algo=bd3lm", "block_size=4", *resample, *options)
+    batch = with_trees(small_batch(2000))
+    masked = model.corrupt(batch, 3)["xt"] == model.special.mask
+    weights = model.token_weights(batch)
+    assert weights[masked].mean() > weights[~masked & (batch["depth"] >= 0)].mean() + 0.05
+    if resample:
+        assert masked.view(2000, 2, 4).sum(-1)[:, 1].min() >= 1
+        assert masked.view(2000, 2, 4).sum(-1).max() <= 3
+
+
+@torch.no_grad()
+def test_the_schedule_keeps_the_bound_of_given_weights():
+    """Mean loss of target=schedule, many draws, against all masks enumerated by quadrature."""
+    options = ("masking=dependency", "masking.mix_alpha=1", "masking.target=schedule")
+    model = small_model(*options, "training.sampling_eps_min=1e-6", length=5)
+    one = with_trees(small_batch(1, 5))
+    odds = model.token_weights(one)[0, 1:].double()
+    masks = enumerate_masks(torch.tensor([False, True, True, True, True]))
+    xt = one["input_ids"].repeat(len(masks), 1).masked_fill(masks, model.special.mask)
+    logits = model.backbone.logits(model.backbone(xt, FullAttention(5, False, "math", CPU)))
+    logits[..., model.special.mask] = -torch.inf
+    targets = one["input_ids"].repeat(len(masks), 1)
+    ce = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").double()[:, 1:]
+    exact = 0.0
+    for node, weight in zip(*leggauss(200), strict=True):
+        t = (node + 1) / 2
+        p, slope = odds * t / (1 + (odds - 1) * t), odds / (1 + (odds - 1) * t) ** 2
+        chance = torch.where(masks[:, 1:], p, 1 - p).prod(-1)
+        exact += weight / 2 * float(chance @ (ce * masks[:, 1:] * slope / p).sum(-1))
+    many = {key: value.repeat(20_000, *[1] * (value.dim() - 1)) for key, value in one.items()}
+    many["position"] = torch.arange(20_000)
+    rows = model.loss_terms(with_inputs(model, many)).row_losses
+    error = rows.std() / len(rows) ** 0.5
+    assert abs(rows.mean() - exact) < 4 * error
+    assert error < 0.02 * exact
+
+
+def test_validation_is_the_unweighted_bound():
+    batch = with_trees(small_batch())
+    heavy = ("masking=dependency", "masking.mix_alpha=1")
+    for target in ("loss", "schedule"):
+        weighted = small_model(*heavy, f"masking.target={target}")
+        assert torch.equal(weighted.nll(batch, 3), small_model().nll(batch, 3))
+
+
+@pytest.mark.parametrize("mode", ["dependency", "random", "position"])
+def test_weights_belong_to_rows_wherever_they_stand(mode):
+    """Shuffling the batch, or cutting it, changes no token's weight."""
+    options = ("masking=dependency", "masking.mix_alpha=1", f"masking.depth_mode={mode}")
+    model = small_model("algo=bd3lm", "block_size=4", *options)
+    batch = with_trees(small_batch(6))
+    whole = model.token_weights(batch)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    shuffled = model.token_weights({key: value[order] for key, value in batch.items()})
+    assert torch.equal(shuffled, whole[order])
+    part = model.token_weights({key: value[2:3] for key, value in batch.items()})
+    assert torch.equal(part, whole[2:3])

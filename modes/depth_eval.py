@@ -163,16 +163,16 @@ def tree_parser(data: LanguageData) -> Parser | None:
 
 def sample_orders(model: Diffusion, cfg: DictConfig, parser: Parser | None) -> list[OrderedSample]:
     """Samples with the step at which every word was revealed; none without a parser of them."""
-    if parser is None:
-        return []
     config, total = sampling_config(cfg), cfg.mode.num_samples
+    if parser is None or total == 0:
+        return []
     prompt = cfg.sampling.prompt
     prompt_ids = prompt and model.tokenizer.encode(prompt, add_special_tokens=False)
     bos = model.special.bos if model.starts_with_bos else None
     size = cfg.sampling.batch_size or cfg.loader.eval_global_batch_size
     rows: list[list[int]] = []
     steps: list[np.ndarray] = []
-    for first in tqdm(range(0, total, size), desc="samples", unit="batch", disable=not total):
+    for first in tqdm(range(0, total, size), desc="samples", unit="batch"):
         count, length = min(size, total - first), config.length or model.length
         start_BL = with_prompts(prompt_ids, count, length, model.special.mask, bos)
         trace = RevealTrace(start_BL.to(model.device), model.special.mask)

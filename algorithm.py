@@ -38,6 +38,7 @@ from data.tokenization import (
 from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
+from objectives.corruption import MaskingProcess
 from runtime.checkpoint import (
     changed_on_resume,
     mismatches,
@@ -88,6 +89,9 @@ class Algorithm(L.LightningModule):
             the checkpoint, so that a model can be opened and can speak without its data.
     """
 
+    # The forward process of a masked diffusion; None where nothing is masked.
+    process: MaskingProcess | None = None
+
     def __init__(self, config: dict | DictConfig, tokenizer: dict) -> None:
         super().__init__()
         use_fastest_exact_matmul()
@@ -100,7 +104,7 @@ class Algorithm(L.LightningModule):
         self.data_fingerprint: str | None = None
         self.evaluated: EvaluatedRows | None = None
         self._swapped = False
-        self._step = GradientStep(self._sum_over_ranks, self._gather)
+        self._step = GradientStep(self._sum_over_ranks, self.gather)
         self._parts: list[EvaluatedRows] = []
 
     @property
@@ -231,7 +235,7 @@ class Algorithm(L.LightningModule):
         `evaluated` keeps the rows, in the order of the dataset.
         """
         self._swap_ema(False)
-        rows = [self._gather(torch.cat(column)) for column in zip(*self._parts, strict=True)]
+        rows = [self.gather(torch.cat(column)) for column in zip(*self._parts, strict=True)]
         order = rows[0].argsort()
         self.evaluated = EvaluatedRows(*(column[order] for column in rows))
         nll_R, tokens_R = self.evaluated.nll.mean(-1).numpy(), self.evaluated.tokens.numpy()
@@ -245,7 +249,7 @@ class Algorithm(L.LightningModule):
             }
         )
 
-    def _gather(self, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor) -> Tensor:
         """Rows of all ranks, which may hold different numbers of them."""
         if not (dist.is_available() and dist.is_initialized()):
             return values
@@ -274,6 +278,7 @@ class Algorithm(L.LightningModule):
                 f"cannot resume: {change}; restore it, or start another run (another"
                 " paths.run_dir, or checkpointing.resume_from_ckpt=false)"
             )
+        self.restore(checkpoint)
         problems = mismatches(checkpoint["state_dict"], self.state_dict())
         if problems:
             raise CheckpointError(
@@ -284,6 +289,9 @@ class Algorithm(L.LightningModule):
             self.create_ema()
             assert self.ema is not None, "training.ema is that of the checkpoint"
             self.ema.load_state_dict(checkpoint["ema"])
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what training found out beside the weights; by default there is nothing."""
 
     def check_compatible(
         self, checkpoint: dict[str, Any], key: str, same_algorithm: bool = True
@@ -365,6 +373,7 @@ class Algorithm(L.LightningModule):
                 " not fit this configuration"
             )
         model.load_state_dict(checkpoint["state_dict"])
+        model.restore(checkpoint)
         model.create_ema()
         if model.ema is not None and checkpoint["ema"] is not None:
             model.ema.load_state_dict(checkpoint["ema"])

@@ -12,7 +12,7 @@ Legend: B sequences, L tokens, K blocks, S block size, M masked rows, D features
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,11 +34,26 @@ from objectives.corruption import (
 )
 from objectives.keyed import keyed_uniform
 from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
-from objectives.masking import count_mask, exact_count, maskable_per_block
+from objectives.masking import (
+    count_distribution,
+    count_mask,
+    exact_count,
+    maskable_per_block,
+)
 from objectives.reweighting import DepthReweighting
 from runtime.config import instantiate
 
 _LOGIT_ROWS = 4096  # rows of fp32 logits alive at a time in an evaluation
+
+
+class BlockLosses(NamedTuple):
+    """N blocks: time, mean loss over the S places, tokens masked and maskable, and P(count | t)."""
+
+    time_N: Tensor
+    loss_N: Tensor
+    count_N: Tensor
+    maskable_N: Tensor
+    pmf_NC: Tensor | None
 
 
 class Diffusion(Algorithm):
@@ -153,27 +168,27 @@ class Diffusion(Algorithm):
         per_row = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
         return LossTerms(loss, inputs["scored"], per_row)
 
-    def bound_terms(self, inputs: dict[str, Tensor]) -> Tensor:
-        """[M] terms of the unweighted bound in nats: cross-entropy times weight."""
+    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
+        """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
+        inputs = batch["draws"][draw]
+        loss_M = self.cross_entropy(inputs)
+        owner_M = inputs["rows"] // self.length
+        nll_B = row_sums(loss_M * inputs["weights"], owner_M, len(batch["index"]))
+        return Likelihood(nll_B, (self.scored_places(batch) & batch["token_mask"]).sum(-1))
+
+    def cross_entropy(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[M] cross-entropy of the selected rows, a part of their logits at a time."""
         parts = zip(
             self.features(inputs).split(_LOGIT_ROWS),
             inputs["targets"].split(_LOGIT_ROWS),
             strict=True,
         )
-        loss_M = torch.cat(
+        return torch.cat(
             [
                 masked_cross_entropy(self.backbone.logits(part_CD), target_C, self.special.mask)
                 for part_CD, target_C in parts
             ]
         )
-        return loss_M * inputs["weights"]
-
-    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
-        """Unweighted bound on -log p of every row (exact for AR and for blocks of one token)."""
-        inputs = batch["draws"][draw]
-        owner_M = inputs["rows"] // self.length
-        nll_B = row_sums(self.bound_terms(inputs), owner_M, len(batch["index"]))
-        return Likelihood(nll_B, (self.scored_places(batch) & batch["token_mask"]).sum(-1))
 
     @torch.no_grad()
     def token_nll(self, batch: dict[str, Any], draw: int) -> Tensor:
@@ -184,7 +199,7 @@ class Diffusion(Algorithm):
         rows sum to `evaluate`.
         """
         inputs = batch["draws"][draw]
-        terms_M = self.bound_terms(inputs)
+        terms_M = self.cross_entropy(inputs) * inputs["weights"]
         total_BL = torch.zeros(inputs["x0"].shape, dtype=torch.float64, device=terms_M.device)
         total_BL.view(-1)[self.predicted_places(inputs["rows"])] = terms_M.double()
         return total_BL
@@ -235,6 +250,8 @@ class MDLM(Diffusion):
 
     Loss per token p'(t)/p(t) * -log p_theta(x_l | x_t) at masked places (SUBS parameterisation).
     """
+
+    process: MaskingProcess
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
@@ -310,6 +327,39 @@ class MDLM(Diffusion):
         rows_BL = noise.mask_BL & self.scored_places(batch)
         inputs = self.select(batch, xt_BL, rows_BL, weight_BL)
         return self._with_sigma(inputs, noise.probability_BK), noise
+
+    @torch.no_grad()
+    def block_losses(
+        self, batch: dict[str, Tensor], counter: tuple[int, ...], interval: tuple[float, float]
+    ) -> BlockLosses:
+        """Training losses of a batch's blocks for times in `interval`: what a search compares."""
+        inputs, noise = self.draw(batch, batch["index"], counter, interval)
+        loss_M = self.cross_entropy(inputs) * inputs["weights"]
+        block_N = row_sums(loss_M, inputs["rows"] // self.block_size, noise.time_BK.numel())
+        maskable_BL, shape = self.maskable_places(batch), noise.time_BK.shape
+        pmf_NC = None
+        if self.process.resample:
+            probability_BKS = noise.probability_BL.view(*shape, self.block_size)
+            *_, pmf_BKC = count_distribution(probability_BKS, maskable_BL.view_as(probability_BKS))
+            pmf_NC = pmf_BKC.flatten(0, 1)
+        return BlockLosses(
+            noise.time_BK.flatten(),
+            block_N / self.block_size,
+            maskable_per_block(noise.mask_BL, self.block_size).flatten(),
+            maskable_per_block(maskable_BL, self.block_size).flatten(),
+            pmf_NC,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the interval of times, which a search may have chosen."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sampling_interval"] = list(self.process.interval)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the interval."""
+        if "sampling_interval" in checkpoint:
+            low, high = checkpoint["sampling_interval"]
+            self.process.interval = (low, high)
 
     def corrupt_for_bound(self, batch: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
         """Mask n of each block's m places, n uniform on 1..m, with weight m/n.

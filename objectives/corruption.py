@@ -34,10 +34,11 @@ TIME, MASK, COUNT, EVAL_MASK, EVAL_COUNT, SHUFFLE = range(6)
 
 
 class Corruption(NamedTuple):
-    """A draw: t and p(t) of every block; which tokens are masked; the weight of each if it is."""
+    """A draw: t and p(t) of every block; p_i of every token, whether it is masked, its weight."""
 
     time_BK: Tensor
     probability_BK: Tensor
+    probability_BL: Tensor
     mask_BL: Tensor
     weight_BL: Tensor
 
@@ -118,13 +119,12 @@ class MaskingProcess:
         time_BK = self.times(position_B, length // size, counter, interval)
         probability_BK = self.schedule.probability(time_BK)
         weight_BL = self.schedule.weight(time_BK).repeat_interleave(size, dim=1)
+        probability_BL = probability_BK.repeat_interleave(size, dim=1)
+        if odds_BL is not None:
+            probability_BL, factor_BL = tilted_schedule(probability_BL, odds_BL)
+            weight_BL = weight_BL * factor_BL
         # 2. the masks
         uniform_BL = keyed_uniform((self.seed, MASK, *counter), position_B, length)
-        if bounds is None or odds_BL is not None:
-            probability_BL = probability_BK.repeat_interleave(size, dim=1)
-            if odds_BL is not None:
-                probability_BL, factor_BL = tilted_schedule(probability_BL, odds_BL)
-                weight_BL = weight_BL * factor_BL
         if bounds is None:
             mask_BL = bernoulli_mask(uniform_BL, probability_BL) & maskable_BL
         elif odds_BL is not None:
@@ -137,4 +137,4 @@ class MaskingProcess:
                 uniform_BK, maskable_per_block(maskable_BL, size), probability_BK, *bounds
             )
             mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, size)
-        return Corruption(time_BK, probability_BK, mask_BL, weight_BL)
+        return Corruption(time_BK, probability_BK, probability_BL, mask_BL, weight_BL)

@@ -7,6 +7,7 @@ Legend: B sequences, L tokens, K blocks, S block size (L = K S).
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -119,23 +120,22 @@ def truncated_binomial(
 
 def count_distribution(
     probability_BKS: Float[Tensor, "B K S"], maskable_BKS: Bool[Tensor, "B K S"]
-) -> Float[Tensor, "B K S C"]:
-    """P(c of the tokens from place s on are masked), float64; C = S + 1 counts, s = 0 first.
+) -> Iterator[Float[Tensor, "B K C"]]:
+    """P(c of the tokens from place s on are masked), float64; C = S + 1 counts, last place first.
 
     Tokens are masked independently, each with its own probability (Poisson-binomial), by adding one
-    token after the other from the end: P_s(c) = (1 - p_s) P_{s+1}(c) + p_s P_{s+1}(c - 1).
+    token after the other from the end: P_s(c) = (1 - p_s) P_{s+1}(c) + p_s P_{s+1}(c - 1). The last
+    of the S tables is the distribution of the whole block's count.
     """
     p_BKS = torch.where(maskable_BKS, probability_BKS, 0.0).double()
     size = p_BKS.shape[-1]
     tail_BKC = torch.zeros(*p_BKS.shape[:-1], size + 1, dtype=torch.float64, device=p_BKS.device)
     tail_BKC[..., 0] = 1.0
-    tails = []
     for place in range(size - 1, -1, -1):
         p = p_BKS[..., place, None]
         one_more = torch.cat([torch.zeros_like(p), tail_BKC[..., :-1]], dim=-1)
         tail_BKC = (1.0 - p) * tail_BKC + p * one_more
-        tails.append(tail_BKC)
-    return torch.stack(tails[::-1], dim=-2)
+        yield tail_BKC
 
 
 def conditioned_bernoulli_mask(
@@ -157,16 +157,17 @@ def conditioned_bernoulli_mask(
     p_BKS = torch.where(maskable_BKS, probability_BL.view(shape), 0.0).double()
     # A probability that rounded to 0 or 1 may leave no mask that fits.
     p_BKS = torch.where(maskable_BKS, p_BKS.clamp(1e-12, 1 - 1e-12), p_BKS)
-    tails_BKSC = count_distribution(p_BKS, maskable_BKS)
+    tails = list(count_distribution(p_BKS, maskable_BKS))[::-1]
+    tails.append(torch.zeros_like(tails[0]))  # behind the last token: nothing, for certain
+    tails[-1][..., 0] = 1.0
     least_BK = maskable_BKS.sum(-1).clamp(max=least)
     counts_C = torch.arange(block_size + 1, device=uniform_BL.device)
     done_BK = torch.zeros_like(least_BK)
     masks = []
     for place in range(block_size):
-        tail_BKC = _tail(tails_BKSC, place + 1)
         total_BKC = done_BK[..., None] + counts_C
         fits_BKC = [(least_BK[..., None] <= n) & (n <= most) for n in (total_BKC, total_BKC + 1)]
-        without_BK, with_BK = ((tail_BKC * fits).sum(-1) for fits in fits_BKC)
+        without_BK, with_BK = ((tails[place + 1] * fits).sum(-1) for fits in fits_BKC)
         p_BK = p_BKS[..., place]
         masked_BK, open_BK = p_BK * with_BK, (1.0 - p_BK) * without_BK
         uniform_BK = uniform_BL.view(shape)[..., place].double()
@@ -174,15 +175,6 @@ def conditioned_bernoulli_mask(
         masks.append(mask_BK)
         done_BK = done_BK + mask_BK
     return torch.stack(masks, dim=-1).view(uniform_BL.shape)
-
-
-def _tail(tails_BKSC: Float[Tensor, "B K S C"], place: int) -> Float[Tensor, "B K C"]:
-    """P(c of the tokens from `place` on are masked); behind the last one, c = 0 for certain."""
-    if place < tails_BKSC.shape[2]:
-        return tails_BKSC[:, :, place]
-    nothing_BKC = torch.zeros_like(tails_BKSC[:, :, 0])
-    nothing_BKC[..., 0] = 1.0
-    return nothing_BKC
 
 
 def exact_count(

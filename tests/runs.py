@@ -23,8 +23,18 @@ from runtime.errors import Interrupted
 from tests.support import ROOT, compose_config
 
 ALGORITHMS = {"mdlm": ("algo=mdlm",), "bd3lm": ("algo=bd3lm", "block_size=4"), "ar": ("algo=ar",)}
+TREES = ("data.source._target_=tests.plugins.toy_trees.TreeText",)
+# Token weights in the schedule, resampled masks, and a search for their interval.
+WEIGHTED = (
+    *ALGORITHMS["bd3lm"], *TREES, "masking=dependency", "masking.mix_alpha=0.5",
+    "masking.target=schedule", "training.resample=true", "algo.clip_search_widths=[0.5,0.75]",
+    "algo.clip_search_delta=0.25",
+)  # fmt: skip
 # Everything that a resumed run must have in common with an unbroken one.
-STATE = ("state_dict", "optimizer_states", "lr_schedulers", "ema", "random_states", "global_step")
+STATE = (
+    "state_dict", "optimizer_states", "lr_schedulers", "ema", "random_states", "global_step",
+    "sampling_interval",
+)  # fmt: skip
 
 
 def write_corpus(folder: Path, lines: int = 52, seed: int = 0) -> Path:
@@ -106,7 +116,7 @@ def best(run_dir: Path) -> Path:
 def state(run_dir: Path) -> dict[str, Any]:
     """The state that the run would go on from."""
     content = last(run_dir)
-    return {key: content[key] for key in STATE}
+    return {key: content[key] for key in STATE if key in content}
 
 
 def call_main(arguments: Sequence[str]) -> int:

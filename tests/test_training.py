@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from callbacks.metrics_csv import read_metrics
+from data.errors import DataError
 from modes.ppl_eval import run as evaluate
 from runtime.checkpoint import read_checkpoint
 from runtime.run import SUMMARY_KEYS, load_summary
 from tests.runs import (
     ALGORITHMS,
+    TREES,
+    WEIGHTED,
     best,
     call_main,
     fit,
@@ -31,7 +34,9 @@ from tests.support import compose_config, equal
 RESAMPLED = (*ALGORITHMS["bd3lm"], "training.resample=true", "training.sampling_eps_min=0.3",
              "training.sampling_eps_max=0.8")  # fmt: skip
 STREAMED = (*ALGORITHMS["mdlm"], "data.streaming=true")
-RUNS = {**ALGORITHMS, "resampled": RESAMPLED, "streamed": STREAMED}
+RUNS = {
+    **ALGORITHMS, "resampled": RESAMPLED, "streamed": STREAMED, "weighted": WEIGHTED,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,7 @@ def table(run_dir: Path) -> str:
         ("ar", [6], 0),
         ("resampled", [5], 0),
         ("streamed", [5], 0),
+        ("weighted", [3, 6], 2),
     ],
 )
 def test_stopped_and_resumed_equals_straight(folder, straight, tmp_path, name, steps, workers):
@@ -205,3 +211,24 @@ def test_a_sweep_over_block_sizes_writes_a_summary_per_job(folder, tmp_path):
         assert (summary["status"], summary["steps"], summary["algo"]) == ("done", 2, "bd3lm")
         stored = read_checkpoint(best(tmp_path / str(number)))["hyper_parameters"]["config"]
         assert stored["block_size"] == block
+
+
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
+def test_weights_of_share_zero_train_as_none_to_the_bit(folder, tmp_path, name):
+    """Fifty steps: weights, momenta, averages and every logged number."""
+    overrides = (*ALGORITHMS[name], *TREES, "trainer.max_steps=50", "trainer.val_check_interval=25")
+    fit(folder, tmp_path / "none", *overrides)
+    weighted = ("masking=dependency", "masking.mix_alpha=0", "masking.target=schedule")
+    fit(folder, tmp_path / "zero", *overrides, *weighted)
+    assert state(tmp_path / "none")["global_step"] == 50
+    assert equal(state(tmp_path / "zero"), state(tmp_path / "none"))
+    assert table(tmp_path / "zero") == table(tmp_path / "none")
+    other = ("masking=dependency", "masking.mix_alpha=0.0625", "trainer.max_steps=2")
+    fit(folder, tmp_path / "some", *overrides, *other)
+    fit(folder, tmp_path / "two", *overrides, "trainer.max_steps=2")
+    assert not equal(state(tmp_path / "some")["state_dict"], state(tmp_path / "two")["state_dict"])
+
+
+def test_data_without_depths_is_refused_in_one_line(folder, tmp_path):
+    with pytest.raises(DataError, match=r"masking=dependency: data=text has no depth of words"):
+        fit(folder, tmp_path, "masking=dependency")

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 
 from callbacks.metrics_csv import read_metrics
 from runtime.errors import NonFiniteError
-from tests.runs import ALGORITHMS, fit, interrupt, last, state
+from tests.runs import ALGORITHMS, TREES, WEIGHTED, fit, interrupt, last, state
 from tests.support import equal
 from tests.test_algorithm import UNCUT, Sabotage, gradient, largest_difference, snapshot
 
@@ -24,7 +24,8 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.m
        "trainer.enable_progress_bar=false")  # fmt: skip
 ONE_STEP = ("trainer.max_steps=1", "trainer.gradient_clip_val=null")
 THREE_STEPS = ("trainer.max_steps=3", "optim.lr=1e-3")
-TWO = ("mdlm", "bd3lm")
+RUNS = {**ALGORITHMS, "weighted": WEIGHTED}
+TWO = ("mdlm", "bd3lm", "weighted")
 
 
 def launch(job: Callable[..., None], *arguments: object) -> None:
@@ -49,7 +50,7 @@ def train_everything(rank: int, folder: Path, out: Path) -> None:
     """All runs of this file on two ranks; rank 0 leaves the files, both leave `rank*.pt`."""
     warnings.simplefilter("error", UserWarning)
     for name in TWO:
-        overrides = (*ALGORITHMS[name], *DDP)
+        overrides = (*RUNS[name], *DDP)
         fit(folder, out / f"{name}-gradient", *overrides, *UNCUT, "loader.batch_size=2", *ONE_STEP)
         fit(folder, out / f"{name}-steps", *overrides, *UNCUT, "loader.batch_size=4", *THREE_STEPS)
         # Dropout, and two micro-batches per rank and step.
@@ -82,17 +83,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
-    fit(folder, folder / "cache-is-built", "trainer.max_steps=1", "callbacks=none", "logger=none")
+    for data in ((), TREES):
+        fit(folder, folder / "cache", *data, "trainer.max_steps=1", "callbacks=none", "logger=none")
     launch(train_everything, folder, folder / "two")
     return folder / "two"
 
 
 @pytest.mark.parametrize("name", TWO)
 def test_one_rank_and_two_take_the_same_steps(folder, two, tmp_path, name):
-    fit(folder, tmp_path / "gradient", *ALGORITHMS[name], *UNCUT, *ONE_STEP)
+    fit(folder, tmp_path / "gradient", *RUNS[name], *UNCUT, *ONE_STEP)
     found, expected = gradient(two / f"{name}-gradient"), gradient(tmp_path / "gradient")
     assert largest_difference(found, expected) < 1e-6
-    fit(folder, tmp_path / "steps", *ALGORITHMS[name], *UNCUT, *THREE_STEPS)
+    fit(folder, tmp_path / "steps", *RUNS[name], *UNCUT, *THREE_STEPS)
     weights, others = (
         list(last(run)["state_dict"].values())
         for run in (tmp_path / "steps", two / f"{name}-steps")

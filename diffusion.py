@@ -191,6 +191,24 @@ class Diffusion(Algorithm):
         )
 
     @torch.no_grad()
+    def token_nll(self, batch: dict[str, Any], draw: int) -> Tensor:
+        """[B, L] what every token adds to the bound of `evaluate`, nats, in double precision.
+
+        The bound is additive over tokens: one that this draw hides adds its cross-entropy times its
+        weight m/n, the others nothing. Over draws its mean is the token's share of the bound; the
+        rows sum to `evaluate`.
+        """
+        inputs = batch["draws"][draw]
+        terms_M = self.cross_entropy(inputs) * inputs["weights"]
+        total_BL = torch.zeros(inputs["x0"].shape, dtype=torch.float64, device=terms_M.device)
+        total_BL.view(-1)[self.predicted_places(inputs["rows"])] = terms_M.double()
+        return total_BL
+
+    def predicted_places(self, rows_M: Tensor) -> Tensor:
+        """[M] the places of the flattened [B * L] whose tokens these rows predict: their own."""
+        return rows_M
+
+    @torch.no_grad()
     def nll(self, batch: dict[str, Tensor], num_draws: int = 1) -> Tensor:
         """Bound on -log p in nats, [B, draws], outside of any trainer (notebooks, tests)."""
         draws = []
@@ -199,6 +217,10 @@ class Diffusion(Algorithm):
             moved = {k: v.to(self.device) for k, v in inputs.items()}
             draws.append(self.evaluate({**batch, "draws": {draw: moved}}, draw).nll)
         return torch.stack(draws, dim=-1)
+
+    def token_weights(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L] how much training dwells on every token: 1 where nothing is reweighted."""
+        return torch.ones(batch["input_ids"].shape)
 
     def scored_places(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, L] places that the likelihood counts: not the beginning-of-sequence token."""
@@ -270,7 +292,7 @@ class MDLM(Diffusion):
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, L] training weight of every token, mean 1 over the words of a block."""
         if not self.reweighting.active:
-            return torch.ones(batch["input_ids"].shape)
+            return super().token_weights(batch)
         # Keyed by the row alone: a control whose weights changed from epoch to epoch would be none.
         uniform_BL = keyed_uniform((self.seed, SHUFFLE), batch["index"], self.length)
         depth_BL, height_BL = (batch[name] for name in self.reweighting.features)
@@ -417,12 +439,16 @@ class AR(Diffusion):
         scored_BL[:, 0] = False
         return scored_BL
 
+    def predicted_places(self, rows_M: Tensor) -> Tensor:
+        """The next ones."""
+        return rows_M + 1
+
     def corrupt(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Nothing is hidden: row l predicts token l + 1 with weight 1."""
         x0_BL = batch["input_ids"]
         next_BL = self.scored_places(batch).roll(-1, dims=1)
         inputs = self.select(batch, x0_BL, next_BL, torch.ones(x0_BL.shape))
-        inputs["targets"] = x0_BL.flatten()[inputs["rows"] + 1]
+        inputs["targets"] = x0_BL.flatten()[self.predicted_places(inputs["rows"])]
         if self.backbone.time_conditioning:
             inputs["sigma"] = torch.zeros(x0_BL.shape)
         return inputs

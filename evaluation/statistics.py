@@ -28,6 +28,19 @@ class Estimate(NamedTuple):
     standard_error: float
 
 
+class MeanEstimate(NamedTuple):
+    """A mean, the standard deviation of its rows, an interval, and the number of rows.
+
+    A single row leaves deviation and interval undetermined: nan.
+    """
+
+    value: float
+    deviation: float
+    low: float
+    high: float
+    rows: int
+
+
 class RatioEstimate(NamedTuple):
     """A ratio of sums, its bootstrap standard error and percentile interval."""
 
@@ -75,6 +88,57 @@ def mean_and_standard_error(values: Values) -> Estimate:
     if rows.size == 1:
         return Estimate(float(rows[0]), math.nan)
     return Estimate(float(rows.mean()), float(rows.std(ddof=1) / math.sqrt(rows.size)))
+
+
+def mean_interval(values: Values, confidence: float = 0.95) -> MeanEstimate:
+    """Mean of a few independent rows, such as seeds, with Student's interval (Student 1908).
+
+    mean -+ t s / sqrt(n), t the quantile with n - 1 degrees of freedom. Exact for normal rows; with
+    two or three of them it is wide, and rightly so.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    mean, error = mean_and_standard_error(values)
+    rows = len(values)
+    if rows < 2:
+        return MeanEstimate(mean, math.nan, math.nan, math.nan, rows)
+    half_width = student_quantile(rows - 1, confidence) * error
+    deviation = error * math.sqrt(rows)
+    return MeanEstimate(mean, deviation, mean - half_width, mean + half_width, rows)
+
+
+def student_quantile(freedom: int, confidence: float) -> float:
+    """Half width, in standard errors, of the central interval of Student's t.
+
+    The t with P(|T| <= t) = confidence, by bisection of the closed form for whole degrees of
+    freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    assert freedom >= 1 and 0 < confidence < 1
+    low, high = 0.0, 1.0
+    while _student_coverage(high, freedom) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        inside = _student_coverage(middle, freedom) < confidence
+        low, high = (middle, high) if inside else (low, middle)
+    return high
+
+
+def _student_coverage(t: float, freedom: int) -> float:
+    """P(|T| <= t) with theta = atan(t / sqrt(freedom)).
+
+    Even degrees of freedom: sin theta (1 + 1/2 cos^2 + (1 3)/(2 4) cos^4 + ...), the last power
+    being freedom - 2. Odd ones: 2/pi (theta + sin theta (cos + 2/3 cos^3 + (2 4)/(3 5) cos^5 ...)).
+    """
+    theta = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = math.cos(theta) if odd else 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(theta) ** 2 * (power + 1) / (power + 2)
+    total *= math.sin(theta)
+    return 2 / math.pi * (theta + total) if odd else total
 
 
 def paired_difference(first: Values, second: Values) -> Estimate:

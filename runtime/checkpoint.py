@@ -91,19 +91,23 @@ def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
 
 
 def config_hash(config: DictConfig | Mapping[str, Any]) -> str:
-    """Identity of an experiment: 16 hex digits, the same for any order of keys.
+    """Identity of an experiment: 16 hex digits of `experiment_config`, in any order of keys."""
+    text = json.dumps(experiment_config(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def experiment_config(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration makes it another experiment, as plain Python.
 
     Left out: `paths`, `checkpointing`, `callbacks`, `logger`, `seed`, and elsewhere the names
     of folders in `paths` and `checkpointing.save_dir`, so that repetitions of one experiment
-    share one hash wherever they were written.
+    agree wherever they were written.
     """
     is_config = OmegaConf.is_config(config)
     plain: Any = OmegaConf.to_container(config, resolve=True) if is_config else config
     places = [*plain.get("paths", {}).values(), plain.get("checkpointing", {}).get("save_dir")]
     roots = sorted((place for place in places if isinstance(place, str)), key=len, reverse=True)
-    kept = {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
 
 
 def _placeless(value: Any, roots: list[str]) -> Any:

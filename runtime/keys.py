@@ -85,6 +85,15 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
+def _is_texts(value: Any) -> bool:
+    return _is_names([value]) or (_is_names(value) and value != [])
+
+
+def _is_values(value: Any) -> bool:
+    """{KEY: VALUE}, or the same as a text, KEY=VALUE with commas."""
+    return (isinstance(value, dict) and value != {}) or (isinstance(value, str) and "=" in value)
+
+
 def _is_widths(value: Any) -> bool:
     return isinstance(value, list) and all(is_number(width) and 0 < width < 1 for width in value)
 
@@ -102,6 +111,12 @@ KEYS: tuple[Key, ...] = (
     _text("mode._target_"),
     _flag("mode.needs_checkpoint", **_OPTIONAL),
     _flag("mode.single_process", **_OPTIONAL),
+    _integer("mode.num_samples", 0, **_OPTIONAL),
+    Key("mode.runs", _is_texts, "a folder, a glob or a list of them", optional=True),
+    Key("mode.metrics", _is_names, "a list of metrics", nullable=True, optional=True),
+    Key("mode.reference", _is_values, "{KEY:VALUE,...}", nullable=True, optional=True),
+    _text("mode.x", nullable=True, optional=True),
+    Key("mode.ignore", _is_names, "a list of keys", optional=True),
     _text("paths.run_dir"),
     # algorithm
     _text("algo.name"),

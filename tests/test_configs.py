@@ -15,6 +15,8 @@ from tests.support import ROOT, compose_config
 CONFIGS = ROOT / "configs"
 NEEDED = {
     "audit": ["mode.run=somewhere"],
+    "compare": ["mode.runs=somewhere"],
+    "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],

@@ -228,6 +228,34 @@ def test_tokens_of_padding_are_scored_but_not_counted():
     assert int(moved["draws"][0]["scored"]) == 14
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [["algo=mdlm"], ["algo=bd3lm", "block_size=4"], ["algo=ar"]])
+def test_contributions_of_tokens_sum_to_the_bound(options):
+    """Every token carries its own term: the rows' sums are the bound, unscored places are zero."""
+    model, batch = small_model(*options), small_batch()
+    batch["loss_mask"][1, 5:] = False
+    moved = {**batch, "draws": [model.corrupt_for_bound(batch, draw) for draw in range(3)]}
+    for draw in range(3):
+        terms = model.token_nll(moved, draw)
+        expected = model.evaluate(moved, draw).nll
+        torch.testing.assert_close(terms.sum(-1), expected, rtol=1e-12, atol=0)
+        assert (terms[~model.scored_places(batch)] == 0).all()
+
+
+@torch.no_grad()
+def test_contributions_of_the_chain_rule_belong_to_the_predicted_token():
+    """AR: the term at place l is -log p(x_l | x_<l), not the one of the row that computed it."""
+    model, batch = small_model("algo=ar"), small_batch(2)
+    moved = {**batch, "draws": [model.corrupt_for_bound(batch, 0)]}
+    ids = batch["input_ids"]
+    logits = model.backbone.logits(model.backbone(ids, FullAttention(8, True, "math", CPU)))
+    logits[..., model.special.mask] = -torch.inf
+    log_p = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(
+        model.token_nll(moved, 0)[:, 1:], -log_p.double(), rtol=1e-5, atol=1e-5
+    )
+
+
 def with_trees(batch, seed=0):
     """The batch with a depth for every token but the first, in trees of height 4."""
     depth = torch.randint(0, 5, batch["input_ids"].shape, generator=generator(seed))

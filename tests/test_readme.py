@@ -33,7 +33,9 @@ TINY = {
     ),
     "ppl_eval": ("trainer=cpu", "eval.limit_rows=2", "eval.num_draws=1"),
     "sample_eval": ("trainer=cpu", "sampling.batch_size=1", "sampling.length=16"),
+    "depth_eval": ("trainer=cpu", "eval.limit_rows=2", "eval.num_draws=1", "mode.num_samples=2"),
     "audit": (),
+    "compare": ("trainer=cpu",),
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="README.md is absent")

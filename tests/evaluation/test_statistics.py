@@ -9,8 +9,10 @@ from data.errors import DataError
 from evaluation.statistics import (
     bootstrap_ratio,
     mean_and_standard_error,
+    mean_interval,
     paired_difference,
     ratio_with_standard_error,
+    student_quantile,
     wilson_interval,
 )
 
@@ -52,6 +54,34 @@ def test_mean_and_standard_error_by_hand():
     assert single.value == 4.0 and math.isnan(single.standard_error)
     with pytest.raises(DataError, match="got 0"):
         mean_and_standard_error([])
+
+
+# Fisher and Yates (1963), table III, two-sided.
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "quantile"),
+    [
+        (1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776), (5, 0.9, 2.015),
+        (10, 0.99, 3.169), (30, 0.95, 2.042), (120, 0.95, 1.980), (1, 0.5, 1.000),
+    ],
+)  # fmt: skip
+def test_student_quantiles_equal_published_ones(freedom, confidence, quantile):
+    assert student_quantile(freedom, confidence) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_student_becomes_normal():
+    assert student_quantile(20_000, 0.95) == pytest.approx(1.959964, abs=2e-4)
+
+
+def test_interval_of_a_mean_by_hand():
+    """1, 2, 3: s = 1, t(2) = 4.3027, half width 4.3027 / sqrt(3)."""
+    found = mean_interval([1.0, 2.0, 3.0])
+    half = 4.302653 / math.sqrt(3)
+    assert found == pytest.approx((2.0, 1.0, 2 - half, 2 + half, 3), rel=1e-6)
+    single = mean_interval([5.0])
+    assert single.value == 5.0 and single.rows == 1
+    assert all(map(math.isnan, (single.deviation, single.low, single.high)))
+    with pytest.raises(DataError, match="got 0"):
+        mean_interval([])
 
 
 def test_paired_difference_ignores_what_the_pairs_share():

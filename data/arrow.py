@@ -87,7 +87,7 @@ def write_rows(
     summary = {"report": json.dumps(vars(report))}
     writer.write_batch(pa.RecordBatch.from_pylist([], schema), custom_metadata=summary)
     writer.close()
-    _seal(file)
+    seal(file)
 
 
 class Rows:
@@ -236,7 +236,7 @@ def is_intact(path: Path) -> bool:
     return mark == _MARK and found == expected
 
 
-def _seal(file: BinaryIO) -> None:
+def seal(file: BinaryIO) -> None:
     """Move the footer of a complete Arrow file back and put the checksum before it."""
     file.flush()
     checksum = zlib.crc32(np.memmap(file, np.uint8, mode="r").data)

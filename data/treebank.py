@@ -116,7 +116,7 @@ def read_trees(path: Path) -> Iterator[Document]:
         DataError: a sentence that is no tree or does not fit its text, by file and line.
     """
     conllu = _import_conllu()
-    for line, block in _blocks(path):
+    for line, block in sentence_blocks(path):
         place = f"{path}:{line}"
         try:
             tokens = conllu.parser.parse_token_and_metadata(block)
@@ -129,7 +129,7 @@ def read_trees(path: Path) -> Iterator[Document]:
             raise DataError(f"{place}: sentence {name or 'without sent_id'}: {error}") from error
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, str]]:
+def sentence_blocks(path: Path) -> Iterator[tuple[int, str]]:
     """Lines between blank lines, with the number of the first one."""
     lines: list[str] = []
     first = 1

@@ -12,16 +12,16 @@ closes a split: it is written when the last part is there.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from data.arrow import is_intact, seal
 from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
+from data.seal import is_intact, seal
 from data.storage import atomic_file, exclusive
 
 _FORMAT = "palimpsest.parse.1"
@@ -265,8 +265,8 @@ class Part:
         if metadata.get(b"format") != _FORMAT.encode():
             raise self._unusable("it is no part of a parse of this format")
         found = json.loads(metadata[b"key"])
-        for name in (name for name in key if found.get(name) != key[name]):
-            raise self._unusable(f"it was made with {name} {found.get(name)}, not {key[name]}")
+        for name, was, wanted in _differences(found, key):
+            raise self._unusable(f"it was made with {name} {was}, not {wanted}")
         self._hashes = table["text_hash"].to_numpy()
         self._status = table["status"].to_numpy()
         self._sentences = table["sentences"].to_numpy()
@@ -276,3 +276,15 @@ class Part:
 
     def _unusable(self, reason: str) -> DataError:
         return DataError(f"{self.path}: {reason}; delete it and parse again")
+
+
+def _differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """The keys that differ, those of inner mappings by both names."""
+    for name in wanted:
+        was, now = found.get(name), wanted[name]
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from ((f"{name} {inner}", *pair) for inner, *pair in _differences(was, now))
+        elif was != now:
+            yield name, was, now

@@ -309,10 +309,10 @@ class StanzaParser:
 
     def _missing(self, reason: str) -> DataError:
         folder = str(self._folder)
+        code = f"import stanza; stanza.download('{self.lang}', model_dir='{folder}')"
         return DataError(
             f"data.parse.model_dir={folder}: {reason}; get them where there is a network with"
-            f" data.parse.download=true or python -c \"import stanza; stanza.download('{self.lang}',"
-            f" model_dir='{folder}')\""
+            f' data.parse.download=true or python -c "{code}"'
         )
 
 

@@ -20,7 +20,13 @@ from data.fingerprint import fingerprint
 from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
 from data.packing import IDS, Block, PackingOptions, PackingReport, pack
 from data.source import Source, require_split
-from data.tokenization import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint
+from data.tokenization import (
+    SpecialIds,
+    load_tokenizer,
+    same_ids,
+    special_ids,
+    tokenizer_fingerprint,
+)
 from data.unigram import unigram_cross_entropy
 from runtime.config import instantiate
 
@@ -65,7 +71,7 @@ class LanguageData(L.LightningDataModule):
         """
         if named:
             theirs = cls(config).tokenizer
-            if tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+            if not same_ids(theirs, tokenizer):
                 raise DataError(
                     f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
                     " tokenizer that the checkpoint was trained with; leave it out to use that one"

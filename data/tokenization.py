@@ -168,7 +168,10 @@ def _ids_of(tokenizer: PreTrainedTokenizerFast) -> list[Any]:
 
 
 def _without_offsets(part: Any) -> Any:
-    """A part of a backend without options about places in the text."""
+    """A part of a backend without options about places in the text; an empty affix is none."""
+    if isinstance(part, dict) and "vocab" in part:
+        affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+        return part | {name: part.get(name) or None for name in affixes}
     if isinstance(part, list):
         return [_without_offsets(item) for item in part]
     if isinstance(part, dict):

@@ -15,6 +15,7 @@ from tests.support import ROOT, compose_config
 CONFIGS = ROOT / "configs"
 NEEDED = {
     "audit": ["mode.run=somewhere"],
+    "export": ["eval.checkpoint_path={ckpt}"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],

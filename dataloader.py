@@ -22,7 +22,13 @@ from data.packing import IDS, Block, PackingOptions, PackingReport, pack
 from data.parse_store import Parser, ParseStore
 from data.parsed import ParsedSource
 from data.source import Document, Source, require_split
-from data.tokenization import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint
+from data.tokenization import (
+    SpecialIds,
+    load_tokenizer,
+    same_ids,
+    special_ids,
+    tokenizer_fingerprint,
+)
 from data.unigram import unigram_cross_entropy
 from runtime.config import instantiate
 from runtime.overrides import command_for
@@ -72,7 +78,7 @@ class LanguageData(L.LightningDataModule):
             config.data.parse = None
         if named:
             theirs = cls(config).tokenizer
-            if tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+            if not same_ids(theirs, tokenizer):
                 raise DataError(
                     f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
                     " tokenizer that the checkpoint was trained with; leave it out to use that one"

@@ -34,6 +34,7 @@ def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> Dic
                 OmegaConf.update(result, key, OmegaConf.select(cfg, key), force_add=True)
         # Where files are kept belongs to this machine, not to the one that wrote the checkpoint.
         result.data.cache_dir = cfg.data.cache_dir
+        result.training.from_pretrained = cfg.training.from_pretrained
     return result
 
 

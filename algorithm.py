@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.tokenization import (
+    same_ids,
     special_ids,
     tokenizer_fingerprint,
     tokenizer_from_state,
@@ -209,6 +210,15 @@ class Algorithm(L.LightningModule):
         finally:
             self._swap_ema(False)
 
+    def both_weights(self) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Copies of the raw state and of the moving average's, whichever of them is in use."""
+        in_use = self._swapped
+        self._swap_ema(False)
+        raw = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        average = None if self.ema is None else self.ema.state_dict()
+        self._swap_ema(in_use)
+        return raw, average
+
     def _swap_ema(self, use_ema: bool) -> None:
         if self.ema is not None and use_ema != self._swapped:
             self.ema.to(self.device)
@@ -303,12 +313,12 @@ class Algorithm(L.LightningModule):
             raise CheckpointError(
                 f"{key}: checkpoint of algo={theirs}, but this run has algo={ours}"
             )
-        their_tokens = tokenizer_fingerprint(tokenizer_from_state(stored["tokenizer"]))
-        our_tokens = tokenizer_fingerprint(self.tokenizer)
-        if their_tokens != our_tokens:
+        their_tokenizer = tokenizer_from_state(stored["tokenizer"])
+        if not same_ids(their_tokenizer, self.tokenizer):
             raise CheckpointError(
-                f"{key}: its tokenizer ({their_tokens[:12]}) is not that of the data"
-                f" ({our_tokens[:12]}); use the data and tokenizer it was trained with"
+                f"{key}: its tokenizer ({tokenizer_fingerprint(their_tokenizer)[:12]}) is not that"
+                f" of the data ({tokenizer_fingerprint(self.tokenizer)[:12]}); use the data and"
+                " tokenizer it was trained with"
             )
 
     def load_pretrained(self, path: str | Path, allow_partial: bool = False) -> None:

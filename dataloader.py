@@ -19,10 +19,19 @@ from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
 from data.packing import IDS, Block, PackingOptions, PackingReport, pack
+from data.parse_store import Parser, ParseStore
+from data.parsed import ParsedSource
 from data.source import Document, Source, require_split
-from data.tokenization import SpecialIds, load_tokenizer, special_ids, tokenizer_fingerprint
+from data.tokenization import (
+    SpecialIds,
+    load_tokenizer,
+    same_ids,
+    special_ids,
+    tokenizer_fingerprint,
+)
 from data.unigram import unigram_cross_entropy
 from runtime.config import instantiate
+from runtime.overrides import command_for
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +62,7 @@ class LanguageData(L.LightningDataModule):
     def for_model(
         cls, config: DictConfig, tokenizer: PreTrainedTokenizerFast, named: bool
     ) -> "LanguageData":
-        """Data to evaluate a model on, read with the model's own tokenizer.
+        """Data to evaluate a model on, read with the model's own tokenizer, without its parse.
 
         Args:
             config: the configuration of the evaluation.
@@ -63,9 +72,13 @@ class LanguageData(L.LightningDataModule):
         Raises:
             DataError: it does not.
         """
+        if config.data.get("parse") is not None:
+            # The likelihood needs no depths, and whoever evaluates need not have parsed.
+            config = config.copy()
+            config.data.parse = None
         if named:
             theirs = cls(config).tokenizer
-            if tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+            if not same_ids(theirs, tokenizer):
                 raise DataError(
                     f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
                     " tokenizer that the checkpoint was trained with; leave it out to use that one"
@@ -74,13 +87,45 @@ class LanguageData(L.LightningDataModule):
 
     @cached_property
     def source(self) -> Source:
-        """The documents, built from `data.source`."""
+        """The documents, with the depths that `data.parse` found, if it is set."""
+        store = self.parse_store
+        if store is None:
+            return self.plain_source
+        return ParsedSource(self.plain_source, store, command_for("parse_depth"))
+
+    @cached_property
+    def plain_source(self) -> Source:
+        """The documents as they are, built from `data.source`."""
         return instantiate(self.config.data.source)
 
     @cached_property
-    def _content(self) -> str:
+    def parser(self) -> Parser:
+        """What `data.parse` asks for; it loads its models when it is used."""
+        return instantiate(self.config.data.parse.parser)
+
+    @cached_property
+    def parse_store(self) -> ParseStore | None:
+        """Where the parse is kept; None without `data.parse`."""
+        parse = self.config.data.get("parse")
+        if parse is None:
+            return None
+        return ParseStore(
+            parse.folder,
+            self.plain_source.name,
+            self._plain_content,
+            self.parser.options(),
+            parse.documents_per_part,
+        )
+
+    @cached_property
+    def _plain_content(self) -> str:
         # Asking the source may mean hashing many gigabytes, so it is asked once.
-        return self.source.fingerprint()
+        return self.plain_source.fingerprint()
+
+    @cached_property
+    def _content(self) -> str:
+        parsed = isinstance(self.source, ParsedSource)
+        return self.source.fingerprint() if parsed else self._plain_content
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -88,11 +133,11 @@ class LanguageData(L.LightningDataModule):
         if self._given_tokenizer is not None:
             return self._given_tokenizer
         data = self.config.data
-        has_train = "train" in self.source.splits
+        has_train = "train" in self.plain_source.splits
         return load_tokenizer(
             data.tokenizer_name_or_path,
             documents=self._texts("train") if has_train else None,
-            corpus_fingerprint=self._content,
+            corpus_fingerprint=self._plain_content,
             vocab_size=data.get("vocab_size"),
             cache_dir=data.cache_dir,
         )
@@ -132,12 +177,7 @@ class LanguageData(L.LightningDataModule):
             DataError: the split does not exist or does not fill a single row.
         """
         if split not in self._rows:
-            require_split(self.source, split)
-            key = self._key(split)
-            path = cache_path(self.config.data.cache_dir, key)
-            build = partial(self._pack, split)
-            rows = open_or_build(path, key, self.special.vocab_size, build)
-            log.info("%s %s: %s (%s)", self.config.data.name, split, rows.report, path)
+            rows = self._open_rows(split)
             if not len(rows):
                 raise DataError(
                     f"{split} split of {self.config.data.name!r} does not fill one row of "
@@ -145,6 +185,15 @@ class LanguageData(L.LightningDataModule):
                 )
             self._rows[split] = rows
         return self._rows[split]
+
+    def packing_report(self, split: str) -> PackingReport:
+        """What became of the documents of a split; its rows are packed if need be."""
+        if not self._is_streamed(split):
+            return self._open_rows(split).report
+        report = PackingReport()
+        for _ in self._pack(split, report):
+            pass
+        return report
 
     def prepare_data(self) -> None:
         """Build tokenizer and token caches; Lightning calls it once per machine."""
@@ -268,12 +317,20 @@ class LanguageData(L.LightningDataModule):
                 f"{state_dict['global_batch_size']}, this configuration has {size}"
             )
 
+    def _open_rows(self, split: str) -> Rows:
+        require_split(self.source, split)
+        key = self._key(split)
+        path = cache_path(self.config.data.cache_dir, key)
+        rows = open_or_build(path, key, self.special.vocab_size, partial(self._pack, split))
+        log.info("%s %s: %s (%s)", self.config.data.name, split, rows.report, path)
+        return rows
+
     def _is_streamed(self, split: str) -> bool:
         # Held-out rows are read again and again and must be counted: they are always cached.
         return bool(self.config.data.streaming) and split == "train"
 
     def _texts(self, split: str) -> Iterator[str]:
-        for document in self.source.documents(split):
+        for document in self.plain_source.documents(split):
             yield document["text"]
 
     def _options(self, split: str) -> PackingOptions:

@@ -1,19 +1,15 @@
 """The token cache: one Arrow file per split, written once, then memory-mapped.
 
 The file holds fixed-size lists of the smallest integers that fit. Its schema carries the key of the
-content (what was packed, and how), and an empty last batch the packing report. A checksum of all
-bytes sits before the footer, where Arrow readers do not look; it is compared before Arrow parses
-anything, because a damaged file can crash the parser.
+content (what was packed, and how), and an empty last batch the packing report. A checksum
+(`data.seal`) is compared before Arrow parses anything, because a damaged file can crash the parser.
 
 Legend: L tokens of a row; N rows.
 """
 
 import contextlib
 import json
-import os
-import struct
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,15 +22,11 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElaps
 from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.packing import IDS, LENGTH, Block, PackingReport
+from data.seal import is_intact, seal
 from data.storage import atomic_file, exclusive
 
 _FORMAT = "palimpsest.rows.1"
 _BYTES_PER_BATCH = 16 << 20
-# Before the footer: a mark and the CRC-32 of all other bytes. Behind it: its length, and "ARROW1".
-_SEAL = struct.Struct("<4sI")
-_MARK = b"crc\0"
-_ENDING = struct.Struct("<I6s")
-
 Key = Mapping[str, str | int | bool]
 
 
@@ -87,7 +79,7 @@ def write_rows(
     summary = {"report": json.dumps(vars(report))}
     writer.write_batch(pa.RecordBatch.from_pylist([], schema), custom_metadata=summary)
     writer.close()
-    _seal(file)
+    seal(file)
 
 
 class Rows:
@@ -220,38 +212,6 @@ def _to_numpy(column: pa.Array) -> np.ndarray:
         return column.to_numpy(zero_copy_only=True)
     flat = column.values.to_numpy(zero_copy_only=True)
     return flat.reshape(len(column), column.type.list_size)
-
-
-def is_intact(path: Path) -> bool:
-    """Whether the bytes are those that were written: a guard against damage, not forgery."""
-    if path.stat().st_size < _ENDING.size + _SEAL.size:
-        return False
-    data = np.memmap(path, np.uint8, mode="r")
-    tail = _tail_size(data[-_ENDING.size :].tobytes())
-    seal = len(data) - tail - _SEAL.size
-    if seal < 0:
-        return False
-    mark, expected = _SEAL.unpack_from(data.data, seal)
-    found = zlib.crc32(data[seal + _SEAL.size :].data, zlib.crc32(data[:seal].data))
-    return mark == _MARK and found == expected
-
-
-def _seal(file: BinaryIO) -> None:
-    """Move the footer of a complete Arrow file back and put the checksum before it."""
-    file.flush()
-    checksum = zlib.crc32(np.memmap(file, np.uint8, mode="r").data)
-    file.seek(-_ENDING.size, os.SEEK_END)
-    size = _tail_size(file.read())
-    file.seek(-size, os.SEEK_END)
-    tail = file.read()
-    file.seek(-size, os.SEEK_END)
-    file.write(_SEAL.pack(_MARK, checksum) + tail)
-
-
-def _tail_size(ending: bytes) -> int:
-    """Bytes from the beginning of the footer to the end of the file."""
-    footer, _ = _ENDING.unpack(ending)
-    return footer + _ENDING.size
 
 
 def _with_progress(blocks: Iterable[Block], description: str) -> Iterator[Block]:

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -94,15 +94,8 @@ class TextFiles:
 
     @cached_property
     def _threshold(self) -> float:
-        """The hash up to which a document is held out: at least the smallest one is."""
-        hashes = [unit_hash(document["text"]) for document in self._read(self.paths)]
-        threshold = max(self.valid_fraction, min(hashes, default=0.0))
-        if max(hashes, default=0.0) <= threshold:
-            raise DataError(
-                f"{self.paths[0]}: {len(hashes)} document(s) are too few to hold some out for "
-                "validation; give data.valid_files"
-            )
-        return threshold
+        texts = (document["text"] for document in self._read(self.paths))
+        return held_out_threshold(texts, self.valid_fraction, self.paths[0])
 
     def _read(self, paths: Sequence[Path]) -> Iterator[Document]:
         for path in paths:
@@ -118,7 +111,25 @@ class TextFiles:
             yield "".join(read_lines(path))
 
 
-def expand_paths(patterns: str | Sequence[str]) -> list[Path]:
+def held_out_threshold(texts: Iterable[str], fraction: float, path: Path) -> float:
+    """The `unit_hash` up to which a text is held out: about `fraction` of them, at least one.
+
+    Raises:
+        DataError: that would be all texts; `path` is where they are from.
+    """
+    hashes = [unit_hash(text) for text in texts]
+    threshold = max(fraction, min(hashes, default=0.0))
+    if max(hashes, default=0.0) <= threshold:
+        raise DataError(
+            f"{path}: {len(hashes)} document(s) are too few to hold some out for validation; "
+            "give data.valid_files"
+        )
+    return threshold
+
+
+def expand_paths(
+    patterns: str | Sequence[str], types: Sequence[str] = (*_PLAIN, ".jsonl")
+) -> list[Path]:
     """The files that paths and glob patterns name, each once, sorted within a pattern.
 
     Raises:
@@ -134,7 +145,7 @@ def expand_paths(patterns: str | Sequence[str]) -> list[Path]:
             raise DataError(f"{pattern}: no such file")
         paths.update(dict.fromkeys(found))
     for path in paths:
-        _require_readable(path)
+        _require_readable(path, types)
     return list(paths)
 
 
@@ -224,8 +235,9 @@ def _suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
-def _require_readable(path: Path) -> None:
-    if _suffix(path) not in (*_PLAIN, ".jsonl"):
-        raise DataError(f"{path}: unknown type; allowed are .txt, .md and .jsonl, plain or .gz")
+def _require_readable(path: Path, types: Sequence[str]) -> None:
+    if _suffix(path) not in types:
+        allowed = " and ".join([", ".join(types[:-1]), types[-1]])
+        raise DataError(f"{path}: unknown type; allowed are {allowed}, plain or .gz")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")

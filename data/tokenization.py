@@ -5,6 +5,7 @@ are trained on the training documents: `bpe` (byte-level, so every text has toke
 words between spaces). Any other name is a local folder or a name on the Hugging Face hub.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -148,6 +149,34 @@ def tokenizer_from_state(state: dict[str, str | int]) -> PreTrainedTokenizerFast
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Identity of a tokenizer: of what it does to text and of its special ids."""
     return hash_of([tokenizer_state(tokenizer), asdict(special_ids(tokenizer))])
+
+
+def same_ids(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether two tokenizers turn every text into the same ids and have the same special ids.
+
+    They may differ in how ids become text again, and in what they would put around a text: rows are
+    packed without that.
+    """
+    return _ids_of(one) == _ids_of(other)
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+    backend = json.loads(plain_backend(tokenizer).to_str())
+    added = {token["id"]: token["content"] for token in backend["added_tokens"]}
+    pieces = [_without_offsets(backend[part]) for part in ("normalizer", "pre_tokenizer", "model")]
+    return [*pieces, added, asdict(special_ids(tokenizer))]
+
+
+def _without_offsets(part: Any) -> Any:
+    """A part of a backend without options about places in the text; an empty affix is none."""
+    if isinstance(part, dict) and "vocab" in part:
+        affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+        return part | {name: part.get(name) or None for name in affixes}
+    if isinstance(part, list):
+        return [_without_offsets(item) for item in part]
+    if isinstance(part, dict):
+        return {k: _without_offsets(v) for k, v in part.items() if k != "trim_offsets"}
+    return part
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

@@ -11,7 +11,7 @@ from callbacks.metrics_csv import read_metrics
 from runtime.checkpoint import config_hash, read_checkpoint
 from runtime.errors import AuditError, CheckpointError, ConfigError
 from runtime.run import SUMMARY_KEYS, load_summary
-from runtime.trainer import checkpoint_root
+from runtime.trainer import checkpoint_folder
 
 
 class Check(NamedTuple):
@@ -67,8 +67,8 @@ def audit(run_dir: Path) -> list[Check]:
 
 def _checkpoints(run_dir: Path, config: DictConfig) -> Path:
     # The folder beside the metrics counts first: a run may have been moved since.
-    beside = run_dir / "checkpoints"
-    return beside if beside.is_dir() else checkpoint_root(config) / "checkpoints"
+    beside = run_dir / config.checkpointing.get("subdir", "checkpoints")
+    return beside if beside.is_dir() else checkpoint_folder(config)
 
 
 def check_summary(summary: dict) -> Check:

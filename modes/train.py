@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from algorithm import build_algorithm
 from callbacks.metrics_csv import read_metrics
 from dataloader import LanguageData
-from runtime.checkpoint import provenance, read_checkpoint
+from runtime.checkpoint import check_resumable, provenance, read_checkpoint
 from runtime.run import write_provenance
 from runtime.trainer import build_trainer, resume_point
 
@@ -37,7 +37,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     checkpoint = resume_point(cfg)
     if checkpoint is not None:
-        read_checkpoint(checkpoint)  # says in one line what is wrong with a bad file
+        # Says in one line what is wrong with a bad file.
+        check_resumable(read_checkpoint(checkpoint), checkpoint)
     data = LanguageData(cfg)
     metrics = fit(cfg, build_algorithm(cfg, data), data, checkpoint)
     metrics |= data.unigram_metrics("validation")  # what a model has to beat

@@ -4,20 +4,19 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import pickle
 import platform
-import re
 import subprocess
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from runtime.config import ROOT, one_line
+from runtime.bd3lms.read import may_be_foreign, read_bd3lms
+from runtime.config import ROOT
 from runtime.errors import CheckpointError
+from runtime.export import is_export, read_export
+from runtime.safe_load import Refused, load_data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,44 +34,30 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint as data; nothing in the file is executed.
 
+    One that bd3lms wrote (`runtime.bd3lms`) and a folder that `mode=export` wrote
+    (`runtime.export`) come back in the form of ours, with their `origin`.
+
     Args:
-        path: the file.
+        path: the file, or the folder.
         map_location: where tensors go, as for `torch.load`.
         required: top-level keys without which the file is not one of ours.
 
     Raises:
         CheckpointError: missing, damaged, or holding anything but tensors and plain Python.
     """
-    import torch
-
     path = Path(path)
+    if is_export(path):
+        return read_export(path, map_location)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        # mmap reads tensors when they are used; only the zip format of torch >= 1.6 has it.
-        mapped = zipfile.is_zipfile(path) and map_location == "cpu"
-        with warnings.catch_warnings(action="ignore"):  # remarks on formats; errors say enough
-            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_refusal(str(error))}") from error
-    except Exception as error:  # a reader of arbitrary bytes may stumble in any way
-        reason = one_line(str(error))[:160]
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
+        content = load_data(path, map_location)
+    except Refused as refusal:
+        content = read_bd3lms(path, map_location) if may_be_foreign(refusal) else None
+        if content is None:
+            raise
     _check_content(path, content, required)
     return content
-
-
-def _refusal(message: str) -> str:
-    """One line for what torch's restricted reader refused (its own text advises to trust it)."""
-    name = re.search(r"(?:GLOBAL|global:?|class|function)\s+`?([\w.]+\.[\w.]+)", message)
-    if name is None:
-        reason = re.search(r"Unpickler error:\s*(.+)", message)
-        detail = f" ({reason.group(1)[:80]})" if reason else ""
-        return f"damaged or not a checkpoint{detail}; nothing was executed"
-    return (
-        f"refused, the file wants to load {name.group(1)}; nothing was executed; "
-        "allowed: tensors and plain Python values"
-    )
 
 
 def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
@@ -87,6 +72,16 @@ def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
         raise CheckpointError(
             f"{path}: refused, hyper_parameters._instantiator names code to run; "
             "nothing was executed"
+        )
+
+
+def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError for weights without the state of a run of ours."""
+    if "origin" in content:
+        raise CheckpointError(
+            f"checkpointing.resume_ckpt_path={path}: written by {content['origin']}, without the"
+            " optimiser and loop state of a run here; to start from its weights,"
+            f" training.from_pretrained={path}"
         )
 
 

@@ -98,6 +98,11 @@ def _is_widths(value: Any) -> bool:
     return isinstance(value, list) and all(is_number(width) and 0 < width < 1 for width in value)
 
 
+def _is_splits(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and set(value) <= _SPLITS
+
+
+_SPLITS = {"train", "validation", "test"}
 _OPTIONAL = {"optional": True}
 _NULLABLE = {"nullable": True}
 
@@ -154,6 +159,23 @@ KEYS: tuple[Key, ...] = (
     _flag("training.antithetic_sampling"),
     _number("training.sampling_eps_min", "[0, 1]"),
     _number("training.sampling_eps_max", "[0, 1]"),
+    # parsing
+    Key(
+        "data.parse",
+        lambda v: isinstance(v, dict) and "parser" in v,
+        "a choice of its group, data/parse=NAME",
+        nullable=True,
+        optional=True,
+    ),
+    _text("data.parse.folder", **_OPTIONAL),
+    _integer("data.parse.documents_per_part", 1, **_OPTIONAL),
+    _integer("data.parse.num_processes", 1, **_OPTIONAL, **_NULLABLE),
+    _choice("data.parse.tokenize", "stanza", "words", **_OPTIONAL),
+    _integer("data.parse.max_words", 1, **_OPTIONAL, **_NULLABLE),
+    _integer("data.parse.batch_words", 1, **_OPTIONAL),
+    Key("mode.splits", _is_splits, "a list of train, validation, test", optional=True),
+    _integer("mode.shard", 0, **_OPTIONAL, **_NULLABLE),
+    _integer("mode.num_shards", 1, **_OPTIONAL, **_NULLABLE),
     # batches
     _integer("loader.global_batch_size", 1),
     _integer("loader.batch_size", 1, **_NULLABLE),
@@ -201,6 +223,7 @@ KEYS: tuple[Key, ...] = (
     _flag("eval.mauve"),
     # checkpoints
     _text("checkpointing.save_dir", **_NULLABLE),
+    _text("checkpointing.subdir", **_OPTIONAL),
     _choice("checkpointing.resume_from_ckpt", True, False, "required"),
     _text("checkpointing.resume_ckpt_path", **_NULLABLE),
     _integer("checkpointing.every_n_steps", 1),

@@ -1,5 +1,6 @@
 """Evaluating a checkpoint: its own configuration, except for what the command line says."""
 
+import shlex
 from collections.abc import Sequence
 
 from hydra.core.hydra_config import HydraConfig
@@ -33,6 +34,7 @@ def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> Dic
                 OmegaConf.update(result, key, OmegaConf.select(cfg, key), force_add=True)
         # Where files are kept belongs to this machine, not to the one that wrote the checkpoint.
         result.data.cache_dir = cfg.data.cache_dir
+        result.training.from_pretrained = cfg.training.from_pretrained
     return result
 
 
@@ -42,3 +44,16 @@ def overridden_keys() -> list[str]:
         return []
     overrides = HydraConfig.get().overrides.task
     return [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]
+
+
+def command_for(mode: str) -> str:
+    """The command line of another mode on the data of this one."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [override for override in task if _is_of_data(override.lstrip("+~").split("=", 1)[0])]
+    return shlex.join(["python", "main.py", f"mode={mode}", *kept])
+
+
+def _is_of_data(key: str) -> bool:
+    # The length is that of the rows, and an experiment may choose anything.
+    named = ("data", "model", "model.length", "experiment", "plugins", "paths.cache_dir")
+    return key in named or key.startswith(("data.", "data/"))

@@ -95,8 +95,13 @@ def accumulation_steps(cfg: DictConfig) -> int:
 
 
 def checkpoint_root(cfg: DictConfig) -> Path:
-    """Folder that holds `checkpoints/`: checkpointing.save_dir, or else the run folder."""
+    """checkpointing.save_dir, or else the run folder."""
     return Path(cfg.checkpointing.save_dir or cfg.paths.run_dir)
+
+
+def checkpoint_folder(cfg: DictConfig) -> Path:
+    """The folder of best.ckpt and last.ckpt."""
+    return checkpoint_root(cfg) / cfg.checkpointing.get("subdir", "checkpoints")
 
 
 def resume_point(cfg: DictConfig) -> Path | None:
@@ -115,7 +120,7 @@ def resume_point(cfg: DictConfig) -> Path | None:
     if policy is False:
         return None
     root = checkpoint_root(cfg)
-    found = [root / "checkpoints" / "last.ckpt", *root.glob("hpc_ckpt_*.ckpt")]
+    found = [checkpoint_folder(cfg) / "last.ckpt", *root.glob("hpc_ckpt_*.ckpt")]
     present = [path for path in found if path.is_file()]
     if not present and policy == "required":
         raise ConfigError(

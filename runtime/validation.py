@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runtime.config import check_targets, one_line
 from runtime.devices import count_devices, world_size
 from runtime.errors import ConfigError
+from runtime.export import is_export
 from runtime.keys import KEYS, Key
 
 _ABSENT = object()
@@ -138,21 +139,26 @@ def _check_divides(cfg: DictConfig, part: str, whole: str) -> None:
 
 
 def _check_files(cfg: DictConfig) -> None:
-    for path in ("checkpointing.resume_ckpt_path", "training.from_pretrained"):
-        _check_exists(cfg, path)
+    _check_exists(cfg, "checkpointing.resume_ckpt_path")
+    _check_exists(cfg, "training.from_pretrained", folder=True)
     if value_of(cfg, "mode.needs_checkpoint", False):
         if cfg.eval.checkpoint_path is None:
             raise ConfigError(
                 f"eval.checkpoint_path=null: mode={cfg.mode.name} needs a checkpoint; "
-                "allowed: the path of a .ckpt file"
+                "allowed: the path of a .ckpt file or of an exported folder"
             )
-        _check_exists(cfg, "eval.checkpoint_path")
+        _check_exists(cfg, "eval.checkpoint_path", folder=True)
 
 
-def _check_exists(cfg: DictConfig, path: str) -> None:
+def _check_exists(cfg: DictConfig, path: str, folder: bool = False) -> None:
+    """A file, or with `folder` also what mode=export writes."""
     file = value_of(cfg, path)
-    if file is not None and not Path(file).is_file():
-        raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
+    if file is None or Path(file).is_file() or (folder and is_export(Path(file))):
+        return
+    if Path(file).is_dir():
+        allowed = f"a checkpoint file{', a folder of mode=export (config.json)' * folder}, null"
+        raise ConfigError(f"{path}={file}: a folder; allowed: {allowed}")
+    raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
 
 
 def _check_sharding(cfg: DictConfig) -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from callbacks.metrics_csv import read_metrics  # noqa: E402
 from evaluation.tables import text_table  # noqa: E402
+from scripts.stages import stage  # noqa: E402
 
 MODELS = {
     "AR": ("algo=ar",),
@@ -31,33 +31,6 @@ MODELS = {
 }
 SAMPLES = ("sampling.batch_size=500", "sampling.num_sample_batches=4")
 HEADER = ("model", "nats/token", "s.e.", "gap to entropy", "s.e.", "grammatical", "95 % interval")
-
-
-def stage(folder: Path, *overrides: str) -> dict:
-    """Run main.py into `folder` unless that is done; returns its summary's metrics.
-
-    Done means with the same overrides and the same checkpoint. A training that was broken off goes
-    on where it was.
-    """
-    asked = [*overrides, *(_state(text) for text in overrides if "checkpoint_path=" in text)]
-    note, summary = folder / "done.json", folder / "summary.json"
-    if not note.is_file() or json.loads(note.read_text()) != asked:
-        if note.is_file() and (folder / "checkpoints").is_dir():
-            # It would resume, from weights that answer another question.
-            raise SystemExit(f"{folder}: trained with other overrides; give another --out")
-        note.unlink(missing_ok=True)
-        command = [sys.executable, str(ROOT / "main.py"), f"paths.run_dir={folder}", *overrides]
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.log").open("w") as log:
-            subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        note.write_text(json.dumps(asked))
-    return json.loads(summary.read_text())["metrics"]
-
-
-def _state(override: str) -> str:
-    """Tells one content of the file that an override names from another."""
-    status = Path(override.partition("=")[2]).stat()
-    return f"{status.st_size} bytes, {status.st_mtime_ns}"
 
 
 def measure(name: str, out: Path, overrides: list[str]) -> dict:

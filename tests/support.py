@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+# Data that is measured on but no part of the project.
+SHARED = Path(os.environ.get("PALIMPSEST_SHARED", ROOT.parent / "shared"))
+ENGLISH = SHARED / "data" / "ud_english_ewt" / "dev.conllu"
+needs_english = pytest.mark.skipif(
+    not ENGLISH.is_file(), reason=f"no {ENGLISH}; PALIMPSEST_SHARED names the folder of such data"
+)
 
 TOY = (
     "mode._target_=tests.plugins.toy_train.run",

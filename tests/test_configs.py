@@ -17,6 +17,7 @@ NEEDED = {
     "audit": ["mode.run=somewhere"],
     "compare": ["mode.runs=somewhere"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
+    "export": ["eval.checkpoint_path={ckpt}"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],

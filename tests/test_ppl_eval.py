@@ -163,3 +163,13 @@ def test_the_run_folder_tells_what_was_evaluated(folder, trained, tmp_path, mode
     assert (asked.mode.name, asked.algo.name) == (mode, "bd3lm")
     assert asked.block_size == trained_with["block_size"]
     assert asked.data.files == trained_with["data"]["files"]
+
+
+def test_the_file_that_a_run_started_from_may_be_gone(folder, trained, tmp_path):
+    start = tmp_path / "start.ckpt"
+    start.write_bytes(best(trained("mdlm")[0]).read_bytes())
+    fit(folder, tmp_path / "run", f"training.from_pretrained={start}", "trainer.max_steps=1")
+    start.unlink()
+    checkpoint = f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt"
+    assert call_main(["mode=ppl_eval", checkpoint, "trainer=cpu", f"paths.run_dir={tmp_path}/eval",
+                      f"paths.cache_dir={folder}/cache"]) == 0  # fmt: skip

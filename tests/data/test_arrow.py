@@ -126,7 +126,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"foreign .*; delete it"):
         Rows(path)
     with path.open("r+b") as file:
-        arrow._seal(file)
+        arrow.seal(file)
     with pytest.raises(DataError, match="no token cache of this format; delete it"):
         Rows(path)
     other = build(tmp_path, [block(3)], key=KEY | {"content": "other"}).path

@@ -25,7 +25,7 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_data_configuration(path, tmp_path):
-    corpus = tmp_path / "corpus.txt"
+    corpus = tmp_path / ("corpus.conllu" if path.stem == "conllu" else "corpus.txt")
     corpus.write_text("text")
     config = OmegaConf.create({"paths": {"cache_dir": str(tmp_path)}, "data": None, "seed": 1})
     config.data = OmegaConf.load(path)

@@ -1,5 +1,7 @@
 """Tokenizers: training, special tokens, and the state that a checkpoint carries."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from data.errors import DataError
 from data.tokenization import (
     complete_special_tokens,
     load_tokenizer,
+    same_ids,
     special_ids,
     tokenizer_fingerprint,
     tokenizer_from_state,
@@ -145,3 +148,24 @@ def test_errors_name_the_tokenizer(tmp_path):
     same = word_level(["?", "x"], bos_token="x", eos_token="x", pad_token="x", mask_token="x")
     with pytest.raises(DataError, match="mask is also another special token"):
         special_ids(same)
+
+
+def backend_with(tokenizer, **changes):
+    """The tokenizer with some parts of its backend replaced."""
+    content = json.loads(tokenizer_state(tokenizer)["backend"]) | changes
+    return tokenizer_from_state(tokenizer_state(tokenizer) | {"backend": json.dumps(content)})
+
+
+def test_the_same_ids_whatever_surrounds_them(bpe):
+    splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                "use_regex": True}  # fmt: skip
+    cosmetic = backend_with(bpe, pre_tokenizer=splitter, post_processor=splitter, decoder=None)
+    assert tokenizer_fingerprint(cosmetic) != tokenizer_fingerprint(bpe)
+    assert same_ids(cosmetic, bpe)
+    assert not same_ids(backend_with(bpe, normalizer={"type": "Lowercase"}), bpe)
+    spaced = backend_with(bpe, pre_tokenizer=splitter | {"add_prefix_space": True})
+    assert not same_ids(spaced, bpe)
+    other = load_tokenizer("bpe", documents=CORPUS[:1], vocab_size=300)
+    assert not same_ids(other, bpe)
+    moved = tokenizer_from_state(tokenizer_state(bpe) | {"eos_token": "[BOS]"})
+    assert not same_ids(moved, bpe)

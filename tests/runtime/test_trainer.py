@@ -75,3 +75,11 @@ def test_checkpoints_may_live_elsewhere(tmp_path):
     assert cfg.callbacks.checkpoints.dirpath == f"{tmp_path}/kept/checkpoints"
     last = touch(tmp_path / "kept" / "checkpoints" / "last.ckpt")
     assert resume_point(cfg) == last
+
+
+def test_checkpoints_may_lie_beside_the_metrics(tmp_path):
+    cfg = toy_config(tmp_path, "checkpointing.subdir=.")
+    (tmp_path / "last.ckpt").touch()
+    assert resume_point(cfg).samefile(tmp_path / "last.ckpt")
+    saver = next(c for c in build_trainer(cfg).callbacks if type(c).__name__ == "BestAndLast")
+    assert saver.best_path.resolve() == (tmp_path / "best.ckpt").resolve()

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from scripts import grammar_table
+from scripts.stages import stage
 
 
 def test_a_stage_is_done_for_the_same_question_only(tmp_path, monkeypatch):
@@ -19,13 +19,13 @@ def test_a_stage_is_done_for_the_same_question_only(tmp_path, monkeypatch):
     checkpoint = tmp_path / "a.ckpt"
     checkpoint.write_text("one")
     asked = ("mode=sample_eval", f"eval.checkpoint_path={checkpoint}")
-    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 1}
-    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 1}
-    assert grammar_table.stage(tmp_path / "out", *asked, "seed=2") == {"runs": 2}
-    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 3}
+    assert stage(tmp_path / "out", *asked) == {"runs": 1}
+    assert stage(tmp_path / "out", *asked) == {"runs": 1}
+    assert stage(tmp_path / "out", *asked, "seed=2") == {"runs": 2}
+    assert stage(tmp_path / "out", *asked) == {"runs": 3}
     checkpoint.write_text("other")
-    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 4}
+    assert stage(tmp_path / "out", *asked) == {"runs": 4}
     (tmp_path / "out" / "checkpoints").mkdir()  # a training does not begin in another's weights
-    assert grammar_table.stage(tmp_path / "out", *asked) == {"runs": 4}
+    assert stage(tmp_path / "out", *asked) == {"runs": 4}
     with pytest.raises(SystemExit, match="trained with other overrides; give another --out"):
-        grammar_table.stage(tmp_path / "out", *asked, "seed=2")
+        stage(tmp_path / "out", *asked, "seed=2")

@@ -1,0 +1,389 @@
+"""Words and dependency depths of texts with Stanza (arXiv 2003.07082).
+
+Stanza's own tokenizer, tagger and parser do the work; what is done here is to ask them for much at
+once. Sentences of a whole part are sorted by length and given to the models in batches that need
+hardly any padding, in one thread per process. Of the parser only the heads are asked for: the
+scores of the relations, most of its work at the output, are left out unless
+`resolve_head_constraints` needs them.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data.depth import DEPTH, HEIGHT, depths_from_heads, tree_features
+from data.errors import DataError
+from data.fingerprint import files_fingerprint
+from data.parse_store import EMPTY, FAILED, PARSED, TOO_LONG, UNPARSED, ParsedDocument
+from data.stanza_heads import only_heads
+from data.words import sentences_of_words
+
+if TYPE_CHECKING:
+    from stanza.models.common.doc import Document
+
+_UNLIMITED = 10**9  # Stanza's own batching is told to take what it gets
+
+
+class Sentence(NamedTuple):
+    """A sentence: what the parser reads, and where that stands.
+
+    Attributes:
+        document: its place among the texts.
+        forms: the words of the tree.
+        tokens: (start, end, words) per word of the text; `don't` may be two words of the tree.
+    """
+
+    document: int
+    forms: list[str]
+    tokens: list[tuple[int, int, int]]
+
+
+class StanzaParser:
+    """Finds words and their depths with the Stanza models of a language.
+
+    Args:
+        lang: Stanza's code of the language.
+        package: models to use, a package of Stanza's or of the folder's resources.json.
+        model_dir: folder with resources.json and the models; None is Stanza's own.
+        download: fetch what is missing; otherwise nothing is ever downloaded.
+        tokenize: `stanza` finds sentences and words with Stanza's model; `words` takes every line
+            for a sentence and splits it by rules (`data.words`), which suits a sentence per line.
+        max_words: longer sentences are left without depths, because time and memory grow with the
+            square of their length; None parses all.
+        batch_words: words that go through a model at once.
+        lemma: whether the lemmatizer runs, which published parsers were trained with; None: if
+            the package has one.
+        resolve_head_constraints: Stanza's repair of words with two subjects or two objects.
+        use_gpu: None takes a GPU if there is one.
+
+    Raises:
+        DataError: an option with a value that does not exist; later, Stanza or a model is missing.
+    """
+
+    def __init__(
+        self,
+        lang: str = "en",
+        package: str = "default",
+        model_dir: str | None = None,
+        download: bool = False,
+        tokenize: str = "stanza",
+        max_words: int | None = 200,
+        batch_words: int = 5000,
+        lemma: bool | None = None,
+        resolve_head_constraints: bool = False,
+        use_gpu: bool | None = None,
+    ) -> None:
+        if tokenize not in ("stanza", "words"):
+            raise DataError(f"data.parse.tokenize={tokenize}: allowed: stanza, words")
+        self.lang, self.package, self.model_dir = lang, package, model_dir
+        self.download = download
+        self.tokenize = tokenize
+        self.max_words = max_words
+        self.batch_words = batch_words
+        self.lemma = lemma
+        self.resolve_head_constraints = resolve_head_constraints
+        self.use_gpu = use_gpu
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process loads the models itself.
+        return {name: value for name, value in vars(self).items() if name != "_pipeline"}
+
+    def options(self) -> dict[str, Any]:
+        """What decides on the result; where models lie and how work is batched does not."""
+        names = ("lang", "package", "tokenize", "max_words", "lemma", "resolve_head_constraints")
+        return {"parser": "stanza", **{name: getattr(self, name) for name in names}}
+
+    def identity(self) -> dict[str, Any]:
+        """Stanza's version and the hash of every model file.
+
+        Raises:
+            DataError: Stanza or a model is missing.
+        """
+        files = self._model_files()
+        models = {
+            name: {"file": path.name, "sha256": files_fingerprint([path])}
+            for name, path in sorted(files.items())
+        }
+        return {"stanza": _import_stanza().__version__, "models": models}
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU does the work."""
+        import torch
+
+        return torch.cuda.is_available() if self.use_gpu is None else self.use_gpu
+
+    def parse(self, texts: Sequence[str]) -> list[ParsedDocument]:
+        """The words of every text, with their depth and the height of their tree.
+
+        What makes Stanza fail is looked for by halves, and only that text is given up.
+        """
+        documents: list[ParsedDocument | None] = [
+            None if text.strip() else _EMPTY for text in texts
+        ]
+        places = [place for place, document in enumerate(documents) if document is None]
+        with _one_thread(not self.on_gpu):
+            found = self._parse_or_split([texts[place] for place in places])
+        for place, document in zip(places, found, strict=True):
+            documents[place] = document
+        return [document for document in documents if document is not None]
+
+    def _parse_or_split(self, texts: Sequence[str]) -> list[ParsedDocument]:
+        if not texts:
+            return []
+        try:
+            return self._parse_all(texts)
+        except DataError:
+            raise
+        # Whatever a model stumbles over: unforeseen characters, too little memory.
+        except Exception as error:
+            if len(texts) == 1:
+                reason = (str(error).splitlines() or [""])[0]
+                failed = f"{type(error).__name__}: {reason}"
+                return [ParsedDocument(FAILED, 0, (), (), (), (), failed)]
+        half = len(texts) // 2
+        return self._parse_or_split(texts[:half]) + self._parse_or_split(texts[half:])
+
+    def _parse_all(self, texts: Sequence[str]) -> list[ParsedDocument]:
+        sentences = list(self._sentences(texts))
+        depths = self._depths(sentences)
+        documents = []
+        rows = zip(sentences, depths, strict=True)
+        groups = {n: list(group) for n, group in itertools.groupby(rows, lambda r: r[0].document)}
+        for number in range(len(texts)):
+            documents.append(_as_document(groups.get(number, [])))
+        return documents
+
+    def _sentences(self, texts: Sequence[str]) -> Iterator[Sentence]:
+        if self.tokenize == "words":
+            for number, text in enumerate(texts):
+                for spans in sentences_of_words(text):
+                    forms = [text[start:end] for start, end in spans]
+                    yield Sentence(number, forms, [(*span, 1) for span in spans])
+            return
+        from stanza.models.common.doc import Document
+
+        documents = [Document([], text=text) for text in texts]
+        for name in ("tokenize", "mwt"):
+            if name in self._pipeline.processors:
+                documents = self._pipeline.processors[name].bulk_process(documents)
+        for number, document in enumerate(documents):
+            yield from stanza_sentences(number, document)
+
+    def _depths(self, sentences: Sequence[Sentence]) -> list[Sequence[int] | None]:
+        """Depth of every word of every sentence; None for one that is too long."""
+        limit = self.max_words or _UNLIMITED
+        depths: list[Sequence[int] | None] = [None] * len(sentences)
+        places = [p for p, sentence in enumerate(sentences) if len(sentence.forms) <= limit]
+        places.sort(key=lambda place: len(sentences[place].forms))
+        for batch in _batches(places, sentences, self.batch_words):
+            heads = self._heads([sentences[place].forms for place in batch])
+            for place, found in zip(batch, heads, strict=True):
+                depths[place] = depths_from_heads(found)
+        return depths
+
+    def _heads(self, sentences: Sequence[Sequence[str]]) -> list[list[int]]:
+        """Heads of the words of all sentences, tagged and parsed as one batch."""
+        import torch
+        from stanza.models.common.doc import HEAD, ID, TEXT, Document
+
+        words = [[{ID: (n,), TEXT: form} for n, form in enumerate(s, 1)] for s in sentences]
+        document = Document(words)
+        with torch.inference_mode():
+            for name in ("pos", "lemma", "depparse"):
+                if name in self._pipeline.processors:
+                    document = self._pipeline.processors[name].process(document)
+        return document.get(HEAD, as_sentences=True)
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        self._model_files()
+        stanza = _import_stanza()
+        pipeline = stanza.Pipeline(
+            self.lang,
+            dir=str(self._folder),
+            package=self.package,
+            processors=",".join(self._processors),
+            download_method=None,
+            use_gpu=self.on_gpu,
+            logging_level="ERROR",
+            tokenize_pretokenized=self.tokenize == "words",
+            pos_batch_size=_UNLIMITED,
+            pos_batch_maximum_tokens=0,
+            lemma_batch_size=self.batch_words,
+            depparse_batch_size=_UNLIMITED,
+            depparse_min_length_to_batch_separately=_UNLIMITED,
+            depparse_resolve_head_constraints=self.resolve_head_constraints,
+            # Without lemmatizer the parser would refuse to start; it reads "no lemma" then.
+            depparse_pretagged="lemma" not in self._processors,
+        )
+        if not self.resolve_head_constraints:
+            only_heads(pipeline.processors["depparse"].trainer.model)
+        return pipeline
+
+    @property
+    def _folder(self) -> Path:
+        from stanza.resources.common import DEFAULT_MODEL_DIR
+
+        return Path(self.model_dir or DEFAULT_MODEL_DIR).expanduser()
+
+    @cached_property
+    def _processors(self) -> tuple[str, ...]:
+        packages = self._resources.get("packages", {})
+        lemma = "lemma" in packages.get(self.package, {}) if self.lemma is None else self.lemma
+        return ("tokenize", "pos", *(("lemma",) if lemma else ()), "depparse")
+
+    @cached_property
+    def _resources(self) -> dict[str, Any]:
+        """What the folder has for the language."""
+        stanza = _import_stanza()
+        from stanza.resources.common import get_language_resources, load_resources_json
+
+        if self.download:
+            self._fetch(stanza)
+        try:
+            found = get_language_resources(load_resources_json(str(self._folder)), self.lang)
+        except (OSError, ValueError) as error:
+            raise self._missing("no readable resources.json") from error
+        if found is None:
+            raise self._missing(f"no models for the language {self.lang!r}")
+        return found
+
+    def _model_files(self) -> dict[str, Path]:
+        """Every file that a pipeline of these models reads."""
+        from stanza.pipeline.core import build_default_config
+        from stanza.resources.common import (
+            add_dependencies,
+            load_resources_json,
+            maintain_processor_list,
+            process_pipeline_parameters,
+        )
+
+        packages = self._resources.get("packages", {})
+        if self.package not in packages:
+            raise DataError(
+                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
+                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
+            )
+        resources = load_resources_json(str(self._folder))
+        lang = resources[self.lang].get("alias", self.lang)
+        _, folder, package, processors = process_pipeline_parameters(
+            lang, str(self._folder), self.package, ",".join(self._processors)
+        )
+        words_given = self.tokenize == "words"
+        chosen = maintain_processor_list(
+            resources, lang, package, processors, maybe_add_mwt=not words_given
+        )
+        config = build_default_config(
+            resources, lang, folder, add_dependencies(resources, lang, chosen)
+        )
+        files = {
+            name.removesuffix("_path"): Path(path)
+            for name, path in config.items()
+            if name.endswith("_path") and not (words_given and name.startswith("tokenize"))
+        }
+        for name in self._processors[words_given:]:
+            if f"{name}_model" not in files:
+                raise self._missing(f"the package {self.package!r} has no {name}")
+        for path in files.values():
+            if not path.is_file():
+                raise self._missing(f"no file {path}")
+        return files
+
+    def _fetch(self, stanza: ModuleType) -> None:
+        try:
+            stanza.download(
+                self.lang, model_dir=str(self._folder), package=self.package, logging_level="ERROR"
+            )
+        # The library lets through errors of several network libraries.
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise DataError(
+                f"data.parse.download=true: cannot fetch the models of {self.lang!r}"
+                f" ({type(error).__name__}: {reason}); copy them to data.parse.model_dir"
+            ) from error
+
+    def _missing(self, reason: str) -> DataError:
+        folder = str(self._folder)
+        code = f"import stanza; stanza.download('{self.lang}', model_dir='{folder}')"
+        return DataError(
+            f"data.parse.model_dir={folder}: {reason}; get them where there is a network with"
+            f' data.parse.download=true or python -c "{code}"'
+        )
+
+
+_EMPTY = ParsedDocument(EMPTY, 0, (), (), (), ())
+
+
+def stanza_sentences(number: int, document: "Document") -> Iterator[Sentence]:
+    """The sentences of a document that Stanza has split into tokens and words."""
+    for sentence in document.sentences:
+        tokens = [(t.start_char, t.end_char, len(t.words)) for t in sentence.tokens]
+        yield Sentence(number, [word.text for word in sentence.words], tokens)
+
+
+def _as_document(rows: Sequence[tuple[Sentence, Sequence[int] | None]]) -> ParsedDocument:
+    """A document from its sentences and their words' depths."""
+    document = ParsedDocument(PARSED if rows else EMPTY, len(rows), [], [], [], [])
+    columns: dict[str, list[int]] = {name: [] for name in ("start", "end", DEPTH, HEIGHT)}
+    for sentence, depths in rows:
+        columns["start"] += [start for start, _, _ in sentence.tokens]
+        columns["end"] += [end for _, end, _ in sentence.tokens]
+        if depths is None:
+            document.status = TOO_LONG
+            for name in (DEPTH, HEIGHT):
+                columns[name] += [UNPARSED] * len(sentence.tokens)
+            continue
+        features = tree_features(depths)
+        words = iter(features[DEPTH])
+        # A word of the text that is several of the tree stands where its highest one does.
+        columns[DEPTH] += [min(itertools.islice(words, count)) for _, _, count in sentence.tokens]
+        columns[HEIGHT] += features[HEIGHT][: len(sentence.tokens)]
+    for name, values in columns.items():
+        setattr(document, name, values)
+    return document
+
+
+def _batches(
+    places: Sequence[int], sentences: Sequence[Sentence], words: int
+) -> Iterator[list[int]]:
+    """Consecutive places whose sentences have about `words` words together."""
+    batch: list[int] = []
+    size = 0
+    for place in places:
+        length = len(sentences[place].forms)
+        if batch and size + length > words:
+            yield batch
+            batch, size = [], 0
+        batch.append(place)
+        size += length
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """Inside, sums are added up in an order that does not depend on the number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _import_stanza() -> ModuleType:
+    try:
+        import stanza
+    except ImportError as error:
+        raise DataError(
+            "data/parse=stanza needs the library `stanza`: pip install stanza"
+        ) from error
+    return stanza

@@ -1,0 +1,136 @@
+"""mode=parse_depth: find the depth of every word of a data set, and store it for training."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+from data.packing import PackingReport
+from data.parse_store import STATUSES
+from data.parsing import Outcome, Shard, Tick, parse_split, usable_processes
+from dataloader import LanguageData
+from evaluation.tables import metrics_table
+from runtime.checkpoint import provenance
+from runtime.errors import ConfigError
+from runtime.run import write_provenance
+
+# What the packing says of tokens and words.
+ALIGNMENT = (
+    "tokens", "tokens_of_words", "tokens_without_word", "tokens_of_several_words",
+    "words_without_token",
+)  # fmt: skip
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Parse the splits of `mode.splits` with `data.parse`, then see which tokens got a depth.
+
+    Parts that exist are kept. Data that brings its own trees (`data.parse=null`) is only looked
+    at. Tokens are looked at where the parse of a split is complete.
+
+    Returns:
+        Per split: documents by status, sentences, words, their rates per second over what was
+        parsed now, and the tokens of words, without word, and so on.
+    """
+    data = LanguageData(cfg)
+    splits = [split for split in cfg.mode.splits if split in data.plain_source.splits]
+    if not splits:
+        raise ConfigError(
+            f"mode.splits={list(cfg.mode.splits)}: none of them is in data={cfg.data.name};"
+            f" allowed: {', '.join(data.plain_source.splits)}"
+        )
+    shard = shard_of(cfg)
+    metrics: dict[str, float] = {}
+    for split in splits:
+        finished = True
+        if data.parse_store is not None:
+            outcome = _parse(data, split, shard)
+            finished = outcome.finished
+            found = parse_metrics(outcome)
+            metrics |= {f"{split}/{name}": value for name, value in found.items()}
+            print(metrics_table(f"{cfg.data.name} {split}: {data.parse_store.folder}", found))
+        if not finished:
+            print(f"{split}: not complete before the other shards are done")
+            continue
+        counts = alignment(data.packing_report(split), split, cfg.data.name)
+        metrics |= {f"{split}/{name}": value for name, value in counts.items()}
+        print(metrics_table(f"{cfg.data.name} {split}: tokens", counts))
+    if finished:
+        write_provenance(Path(cfg.paths.run_dir), provenance(cfg, data.fingerprint))
+    return metrics
+
+
+def shard_of(cfg: DictConfig) -> Shard:
+    """Which parts to make: `mode.shard` of `mode.num_shards`, or a task of a SLURM array.
+
+    Raises:
+        ConfigError: only one of the two is given, or there is no such shard.
+    """
+    number, count = cfg.mode.shard, cfg.mode.num_shards
+    if number is None and count is None and "SLURM_ARRAY_TASK_ID" in os.environ:
+        place, first, step, count = (
+            int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+            for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1), ("COUNT", 1))
+        )
+        number = (place - first) // step
+    elif number is None and count is None:
+        return Shard()
+    if number is None or count is None or number >= count:
+        raise ConfigError(
+            f"mode.shard={number}, mode.num_shards={count}: give both; allowed:"
+            f" 0 <= mode.shard < mode.num_shards"
+        )
+    return Shard(number, count)
+
+
+def parse_metrics(outcome: Outcome) -> dict[str, float]:
+    """The figures of a split."""
+    counts, fresh, seconds = outcome.counts, outcome.fresh, outcome.seconds
+    names = ("documents", *STATUSES, "sentences", "words", "unparsed_words")
+    metrics: dict[str, float] = {name: counts[name] for name in names}
+    metrics |= {name: count for name, count in sorted(counts.items()) if name not in names}
+    metrics |= {"parts": outcome.parts, "kept_parts": outcome.kept}
+    if fresh["documents"]:
+        for name in ("documents", "sentences", "words"):
+            metrics[f"{name}_per_s"] = round(fresh[name] / seconds, 3)
+    return metrics
+
+
+def alignment(report: PackingReport, split: str, name: str) -> dict[str, float]:
+    """How tokens and words fit, with the share of tokens that are accounted for.
+
+    Raises:
+        ConfigError: the data has no trees.
+    """
+    if report.tokens and not report.tokens_of_words + report.tokens_without_word:
+        raise ConfigError(
+            f"data.parse=null: data={name} has no trees in {split}; allowed: data/parse=stanza,"
+            " or data that has them (data=grammar, data=conllu)"
+        )
+    counts: dict[str, float] = {"documents": report.documents}
+    counts |= {key: getattr(report, key) for key in ALIGNMENT}
+    known = report.tokens_of_words + report.tokens_without_word
+    return counts | {"accounted_for": known / report.tokens if report.tokens else 1.0}
+
+
+def _parse(data: LanguageData, split: str, shard: Shard) -> Outcome:
+    store = data.parse_store
+    assert store is not None, "the caller has looked"
+    parse = data.config.data.parse
+    processes = usable_processes(parse.num_processes, data.parser.on_gpu)
+    with _progress(f"parsing {split}") as tick:
+        return parse_split(data.plain_source, split, store, data.parser, processes, shard, tick)
+
+
+@contextlib.contextmanager
+def _progress(description: str) -> Iterator[Tick]:
+    """Count documents on the terminal, if there is one."""
+    columns = (SpinnerColumn(), "{task.description}", MofNCompleteColumn(), "documents")
+    progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    task = progress.add_task(description, total=None)
+    with progress if sys.stderr.isatty() else contextlib.nullcontext():
+        yield lambda documents: progress.advance(task, documents)

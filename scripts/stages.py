@@ -1,0 +1,38 @@
+"""Recipes of several runs of main.py: each is a stage, and a finished one is not run again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Overrides that name a file whose content matters, not only its place.
+_FILES = ("eval.checkpoint_path=", "training.from_pretrained=")
+
+
+def stage(folder: Path, *overrides: str) -> dict:
+    """Run main.py into `folder` unless that is done; returns its summary's metrics.
+
+    Done means with the same overrides and the same checkpoint. A training that was broken off goes
+    on where it was.
+    """
+    files = (text for text in overrides if text.startswith(_FILES))
+    asked = [*overrides, *map(_state, files)]
+    note, summary = folder / "done.json", folder / "summary.json"
+    if not note.is_file() or json.loads(note.read_text()) != asked:
+        if note.is_file() and (folder / "checkpoints").is_dir():
+            # It would resume, from weights that answer another question.
+            raise SystemExit(f"{folder}: trained with other overrides; give another --out")
+        note.unlink(missing_ok=True)
+        command = [sys.executable, str(ROOT / "main.py"), f"paths.run_dir={folder}", *overrides]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "output.log").open("w") as log:
+            subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        note.write_text(json.dumps(asked))
+    return json.loads(summary.read_text())["metrics"]
+
+
+def _state(override: str) -> str:
+    """Tells one content of the file that an override names from another."""
+    status = Path(override.partition("=")[2]).stat()
+    return f"{status.st_size} bytes, {status.st_mtime_ns}"

@@ -181,8 +181,9 @@ def _left_out(text: str, status: str) -> OrderedSample:
 def rank_lines(samples: Sequence[OrderedSample], seed: int = 0) -> list[dict[str, Any]]:
     """Mean reveal rank of the tokens of every depth, with a 95 % bootstrap interval over samples.
 
-    Under first hitting the order does not depend on the text: every depth has the mean 1/2, up to
-    what the model lets the order do to the text. nan bounds where a single sample has the depth.
+    An order that ignores the text, as in first hitting, has the mean 1/2 at every depth over all
+    samples. Only those with a tree are seen here, which are the orders that led to a sentence, so
+    a small distance from 1/2 can be that choice. nan bounds where a single sample has the depth.
     """
     used = [sample for sample in samples if sample.status == USED]
     depths = sorted({int(depth) for sample in used for depth in sample.depth[sample.has_order]})
@@ -209,7 +210,9 @@ def rank_lines(samples: Sequence[OrderedSample], seed: int = 0) -> list[dict[str
 def tau_metrics(samples: Sequence[OrderedSample], seed: int = 0) -> dict[str, float]:
     """Mean over samples of Kendall's tau-b of depth and step, and what was left out.
 
-    The expectation is 0 where the order does not depend on the text, as in first hitting.
+    The expectation over all samples is 0 where the order ignores the text, as in first hitting.
+    Leaving out samples without a tree keeps the orders that led to a sentence, which can shift it:
+    compare samplers with each other, not only with 0.
 
     Returns:
         samples; samples_used, samples_not_parsed, samples_other_tokens, which add up to it;

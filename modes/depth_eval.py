@@ -271,7 +271,8 @@ def remarks(has_depth: bool, samples: Sequence[OrderedSample]) -> str:
         used = sum(sample.status == USED for sample in samples)
         said.append(
             f"order of unmasking: {used} of {len(samples)} samples have a tree; rank 0 is the first"
-            " of its block; where the order ignores the text, as in first hitting, expect 0.5 at"
-            " every depth and tau 0; tau > 0: shallow words first"
+            " of its block; tau > 0: shallow words first. Where the order ignores the text, as in"
+            " first hitting, expect rank 0.5 and tau 0 over all samples; leaving out those without"
+            " a tree keeps the orders that led to sentences, which can shift both"
         )
     return "\n".join(said)

@@ -6,6 +6,7 @@ training step and the provenance; `tokenizer.json` and its neighbours are what t
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ def write_export(
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save_pretrained(folder)
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        # safetensors lets nobody but the owner read what it writes, unlike the rest of the folder.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

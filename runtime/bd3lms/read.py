@@ -57,7 +57,7 @@ def read_bd3lms(path: Path, map_location: Any = "cpu") -> dict[str, Any] | None:
     try:
         result, remarks = _convert(content, stored)
     # Anything may stand in any place of such a file.
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path}: checkpoint of bd3lms: {one_line(str(error))}") from error
     _report(path, remarks)
     return result

@@ -62,6 +62,7 @@ def test_the_folder_is_the_model(folder, export, weights):
     assert f"exported to {found}" in said
     names = {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
     assert names <= {file.name for file in found.iterdir()} and is_export(found)
+    assert len({file.stat().st_mode for file in found.iterdir()}) == 1
     original = Diffusion.load_from_checkpoint(best(folder / "run"), weights=weights)
     model = Diffusion.load_from_checkpoint(found)
     assert type(model) is BD3LM and not model.training

@@ -153,6 +153,19 @@ def test_every_name_leads_to_something_inert():
         }  # fmt: skip
 
 
+def test_the_names_are_of_configurations_and_tokenizers():
+    """Inert as they are, the list is short: types of Python, and classes of three libraries."""
+    modules = {name.rpartition(".")[0] for name in MENTIONED}
+    roots = {module.split(".")[0] for module in modules}
+    assert roots == {"builtins", "collections", "omegaconf", "pathlib", "tokenizers",
+                     "transformers", "typing"}  # fmt: skip
+    plain = [name for name in MENTIONED if name.startswith("builtins.")]
+    assert all(isinstance(getattr(builtins, name.split(".")[1]), type) for name in plain)
+    assert {name for name in MENTIONED if name.startswith(("collections.", "typing."))} == {
+        "collections.defaultdict", "typing.Any",
+    }  # fmt: skip
+
+
 def test_the_list_is_forgotten_after_reading(tmp_path):
     torch.save(content(), tmp_path / "a.ckpt")
     before = set(torch.serialization.get_safe_globals())
@@ -194,6 +207,8 @@ def endless():
         lambda c: c["hyper_parameters"]["tokenizer"].__dict__.update(_tokenizer=3),
         lambda c: c.update(state_dict=[1]),
         lambda c: c.update(state_dict={1: 2}),
+        lambda c: c["state_dict"].update({"backbone.vocab_embed.embedding": torch.tensor(1.0)}),
+        lambda c: c["hyper_parameters"]["config"].model.update(n_heads=0),
     ],
 )
 def test_nonsense_is_one_line(tmp_path, spoil):
@@ -251,3 +266,28 @@ def test_flipped_bytes_never_run_anything(tmp_path):
             read_checkpoint(tmp_path / "a.ckpt")
         except CheckpointError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("index", [-1, 2**40, "x", None])
+def test_a_slow_vocabulary_with_nonsense(tmp_path, index):
+    vocabulary = theirs.VOCABULARY
+    size = len(vocabulary)
+    broken = theirs.checkpoint(
+        None, theirs.weights(size, 1), theirs.weights(size, 2), theirs.config()
+    )
+    theirs.save_with_slow_bert(tmp_path / "good.ckpt", broken)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "filled", lambda kind, **state: spoiled(kind, index, state))
+        theirs.save_with_slow_bert(tmp_path / "a.ckpt", broken)
+    read_checkpoint(tmp_path / "good.ckpt")
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def spoiled(kind, index, state):
+    found = kind()
+    found.__dict__.update(state)
+    if "vocab" in state:
+        found.__dict__["vocab"] = {**state["vocab"], "the": index}
+    return found

@@ -54,7 +54,7 @@ VARIANTS = (
     BASELINE, Variant(0.0625), Variant(0.25), Variant(1.0), Variant(0.25, "random"),
     Variant(1.0, "random"), Variant(1.0, reverse=False),
 )  # fmt: skip
-BLOCKS = ("algo=bd3lm", "block_size=16", "trainer.max_steps=500", "trainer.val_check_interval=250")
+BLOCKS = ("algo=bd3lm", "block_size=16", "trainer.max_steps=1000", "trainer.val_check_interval=500")
 SAMPLES = ("sampling.batch_size=500", "sampling.num_sample_batches=2")
 HEADER = (
     "share", "depth", "heavy", "BD3-LM nats/token", "95 % over seeds", "minus share 0",

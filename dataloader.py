@@ -60,20 +60,25 @@ class LanguageData(L.LightningDataModule):
 
     @classmethod
     def for_model(
-        cls, config: DictConfig, tokenizer: PreTrainedTokenizerFast, named: bool
+        cls,
+        config: DictConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        named: bool,
+        with_parse: bool = False,
     ) -> "LanguageData":
-        """Data to evaluate a model on, read with the model's own tokenizer, without its parse.
+        """Data to evaluate a model on, read with the model's own tokenizer.
 
         Args:
             config: the configuration of the evaluation.
             tokenizer: the checkpoint's.
             named: whether the user asked for `data.tokenizer_name_or_path`; it must then agree.
+            with_parse: whether depths are wanted; a likelihood needs none, and whoever evaluates
+                need not have parsed.
 
         Raises:
             DataError: it does not.
         """
-        if config.data.get("parse") is not None:
-            # The likelihood needs no depths, and whoever evaluates need not have parsed.
+        if config.data.get("parse") is not None and not with_parse:
             config = config.copy()
             config.data.parse = None
         if named:

@@ -357,7 +357,7 @@ class MDLM(Diffusion):
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take over the interval."""
-        if "sampling_interval" in checkpoint:
+        if checkpoint.get("sampling_interval") is not None:
             low, high = checkpoint["sampling_interval"]
             self.process.interval = (low, high)
 

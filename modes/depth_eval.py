@@ -77,9 +77,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
             f" allowed: up to model.length={model.length}, null"
         )
     model.to(sampling_device(cfg))
-    data = LanguageData.for_model(
-        cfg, model.tokenizer, named="data.tokenizer_name_or_path" in overridden_keys()
-    )
+    named = "data.tokenizer_name_or_path" in overridden_keys()
+    data = LanguageData.for_model(cfg, model.tokenizer, named, with_parse=True)
     run_dir = Path(cfg.paths.run_dir)
     write_config(run_dir, cfg)
     write_provenance(run_dir, provenance(cfg, data.fingerprint))

@@ -33,7 +33,8 @@ _SAME = (
     "loader.eval_global_batch_size", "optim.lr", "optim.beta1", "optim.beta2", "optim.eps",
     "optim.weight_decay", "sampling.num_sample_batches", "sampling.nucleus_p",
     "sampling.first_hitting", "sampling.kv_cache", "sampling.var_length", "trainer.max_steps",
-    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_val", "algo.var_min", "algo.clip_search_widths",
+    "algo.clip_search_delta", "algo.fix_clipping",
 )  # fmt: skip
 # Taken over only where the data set is known: they belong together.
 _SAME_DATA = (
@@ -46,14 +47,18 @@ _LEFT_OUT = (
     "mode", "diffusion", "strategy", "wandb", "hydra", "checkpointing", "callbacks", "eval",
     "trainer", "lr_scheduler", "loader", "noise", "algo.name", "algo.backbone",
     "algo.parameterization", "algo.causal_attention", "algo.dropout", "algo.cross_attn",
-    "algo.sampler", "algo.clip_search_delta", "model.name", "model.type", "model.scale_by_sigma",
+    "algo.sampler", "model.name", "model.type", "model.scale_by_sigma",
     "model.tie_word_embeddings", "model.adaln", "model.attn_backend", "model.causal_attention",
     "block_size", "training.sampling_eps", "training.coeff_clip", "training.eval_nll",
     "training.from_pretrained", "data.train", "data.valid", "data.cache_dir", "data.streaming",
     "sampling.noise_removal", "sampling.logdir",
 )  # fmt: skip
-# The search for an interval of masking rates: what it found is kept as `sampling_interval`.
-_SEARCH = ("algo.var_min", "algo.clip_search_widths", "algo.fix_clipping")
+# Of the checkpoints with depth reweighting. Their formula is not public, so their options do not
+# become those of `masking=dependency`, whose formula is this project's own.
+_REWEIGHTING = (
+    "masking.mix_alpha", "masking.depth_mode", "masking.depth_temp", "masking.normalize_depth",
+    "masking.reverse",
+)  # fmt: skip
 
 
 def convert_config(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -98,6 +103,7 @@ def _defaults(algorithm: str, schedule: str, data: str) -> dict[str, Any]:
     }  # fmt: skip
     for group, choice in choices.items():
         config[group] = OmegaConf.load(folder / group / f"{choice}.yaml")
+        config[group].pop("defaults", None)
     for section in ("defaults", "hydra", "checkpointing", "eval"):
         del config[section]
     del config.paths.run_dir
@@ -157,6 +163,8 @@ def _kind(default: Any) -> tuple[Callable[[Any], bool], str]:
         return is_integer, "an integer"
     if isinstance(default, float):
         return is_number, "a number"
+    if isinstance(default, list):
+        return lambda value: isinstance(value, list) and all(map(is_number, value)), "numbers"
     return lambda value: isinstance(value, str), "a text"
 
 
@@ -182,10 +190,12 @@ def _remarks(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str
             f"sampling.nucleus_p={ours['sampling']['nucleus_p']}: bd3lms drops the token that"
             " crosses this mass, here it is kept"
         )
-    for key in _SEARCH:
-        value = _select(theirs, key)
-        if value not in (None, False, []):
-            yield f"{key}={value}: not taken over; the interval found is sampling_interval"
+    weights = [f"{key}={_select(theirs, key)}" for key in _REWEIGHTING if _select(theirs, key)]
+    if weights:
+        yield (
+            f"{', '.join(weights)}: not taken over, their formula is not public; likelihoods here"
+            " are unweighted, and masking=dependency has a formula of its own"
+        )
     if "data" not in ours:
         yield (
             f"data.train={_select(theirs, 'data.train')}: no such data set here; an evaluation"
@@ -195,7 +205,7 @@ def _remarks(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str
 
 def _unknown(theirs: Mapping[str, Any]) -> Iterator[str]:
     """One line with the keys that mean nothing here, if there are any."""
-    known = {*_SAME, *_SAME_DATA, *_LEFT_OUT, *_SEARCH}
+    known = {*_SAME, *_SAME_DATA, *_LEFT_OUT, *_REWEIGHTING}
     found = sorted(f"{key}={value}" for key, value in _leaves(theirs, known))
     if found:
         yield f"kept out, unknown here: {', '.join(found)}"

@@ -24,22 +24,10 @@ from decoding.denoiser import BlockDenoiser, Denoiser, WindowDenoiser
 from decoding.settings import SamplingConfig
 from models.attention import BlockDiffusionAttention, FullAttention
 from models.dit import AttentionPattern
-from objectives.corruption import (
-    EVAL_COUNT,
-    EVAL_MASK,
-    FULL_INTERVAL,
-    SHUFFLE,
-    Corruption,
-    MaskingProcess,
-)
+from objectives.corruption import FULL_INTERVAL, SHUFFLE, Corruption, MaskingProcess
 from objectives.keyed import keyed_uniform
 from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
-from objectives.masking import (
-    count_distribution,
-    count_mask,
-    exact_count,
-    maskable_per_block,
-)
+from objectives.masking import maskable_per_block
 from objectives.reweighting import DepthReweighting
 from runtime.config import instantiate
 
@@ -323,10 +311,7 @@ class MDLM(Diffusion):
         weight_BL = noise.weight_BL
         if weights_BL is not None and not in_schedule:
             weight_BL = weight_BL * weights_BL
-        xt_BL = batch["input_ids"].masked_fill(noise.mask_BL, self.special.mask)
-        rows_BL = noise.mask_BL & self.scored_places(batch)
-        inputs = self.select(batch, xt_BL, rows_BL, weight_BL)
-        return self._with_sigma(inputs, noise.probability_BK), noise
+        return self._inputs(batch, noise.mask_BL, weight_BL, noise.probability_BK), noise
 
     @torch.no_grad()
     def block_losses(
@@ -336,18 +321,13 @@ class MDLM(Diffusion):
         inputs, noise = self.draw(batch, batch["index"], counter, interval)
         loss_M = self.cross_entropy(inputs) * inputs["weights"]
         block_N = row_sums(loss_M, inputs["rows"] // self.block_size, noise.time_BK.numel())
-        maskable_BL, shape = self.maskable_places(batch), noise.time_BK.shape
-        pmf_NC = None
-        if self.process.resample:
-            probability_BKS = noise.probability_BL.view(*shape, self.block_size)
-            *_, pmf_BKC = count_distribution(probability_BKS, maskable_BL.view_as(probability_BKS))
-            pmf_NC = pmf_BKC.flatten(0, 1)
+        maskable_BL = self.maskable_places(batch)
         return BlockLosses(
             noise.time_BK.flatten(),
             block_N / self.block_size,
             maskable_per_block(noise.mask_BL, self.block_size).flatten(),
             maskable_per_block(maskable_BL, self.block_size).flatten(),
-            pmf_NC,
+            self.process.count_probabilities(maskable_BL, noise),
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -367,22 +347,16 @@ class MDLM(Diffusion):
         The bound of continuous time with the masking probability integrated out. The noise depends
         on the row and the draw alone, so every checkpoint is measured on the same masks.
         """
-        maskable_BL, index_B = self.maskable_places(batch), batch["index"]
-        maskable_BK = maskable_per_block(maskable_BL, self.block_size)
-        key = (self.seed, draw)
-        uniform_BK = keyed_uniform((*key, EVAL_COUNT), index_B, maskable_BK.shape[1])
-        uniform_BL = keyed_uniform((*key, EVAL_MASK), index_B, self.length)
-        count_BK = exact_count(uniform_BK, maskable_BK)
-        mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
-        weight_BK = maskable_BK / count_BK.clamp(min=1)
-        weight_BL = weight_BK.repeat_interleave(self.block_size, dim=1)
-        xt_BL = batch["input_ids"].masked_fill(mask_BL, self.special.mask)
-        rate_BK = count_BK / maskable_BK.clamp(min=1)
-        rows_BL = mask_BL & self.scored_places(batch)
-        return self._with_sigma(self.select(batch, xt_BL, rows_BL, weight_BL), rate_BK)
+        noise = self.process.draw_for_bound(self.maskable_places(batch), batch["index"], draw)
+        return self._inputs(batch, noise.mask_BL, noise.weight_BL, noise.rate_BK)
 
-    def _with_sigma(self, inputs: dict[str, Tensor], rate_BK: Tensor) -> dict[str, Tensor]:
-        """Noise level -log(1 - p) of every input token, where the network is conditioned on it."""
+    def _inputs(
+        self, batch: dict[str, Tensor], mask_BL: Tensor, weight_BL: Tensor, rate_BK: Tensor
+    ) -> dict[str, Tensor]:
+        """x_t, the rows that are scored, and where the network is conditioned on it the noise level
+        -log(1 - p) of every input token."""
+        xt_BL = batch["input_ids"].masked_fill(mask_BL, self.special.mask)
+        inputs = self.select(batch, xt_BL, mask_BL & self.scored_places(batch), weight_BL)
         if self.backbone.time_conditioning:
             sigma_BK = -torch.log1p(-rate_BK.float() * (1.0 - FULL_INTERVAL[0]))
             inputs["sigma"] = self.expand_sigma(sigma_BK.repeat_interleave(self.block_size, dim=1))

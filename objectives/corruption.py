@@ -19,7 +19,9 @@ from objectives.keyed import keyed_phase, keyed_uniform
 from objectives.masking import (
     bernoulli_mask,
     conditioned_bernoulli_mask,
+    count_distribution,
     count_mask,
+    exact_count,
     maskable_per_block,
     rate_bounds,
     spread_times,
@@ -41,6 +43,14 @@ class Corruption(NamedTuple):
     probability_BL: Tensor
     mask_BL: Tensor
     weight_BL: Tensor
+
+
+class BoundDraw(NamedTuple):
+    """A draw for the bound: which tokens are masked, their weights, the rate of every block."""
+
+    mask_BL: Tensor
+    weight_BL: Tensor
+    rate_BK: Tensor
 
 
 class MaskingProcess:
@@ -138,3 +148,30 @@ class MaskingProcess:
             )
             mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, size)
         return Corruption(time_BK, probability_BK, probability_BL, mask_BL, weight_BL)
+
+    def count_probabilities(
+        self, maskable_BL: Bool[Tensor, "B L"], noise: Corruption
+    ) -> Float[Tensor, "N C"] | None:
+        """P(c tokens of a block are masked | t) of N = B K blocks; None without `resample`."""
+        if not self.resample:
+            return None
+        shape = *noise.time_BK.shape, self.block_size
+        *_, pmf_BKC = count_distribution(noise.probability_BL.view(shape), maskable_BL.view(shape))
+        return pmf_BKC.flatten(0, 1)
+
+    def draw_for_bound(
+        self, maskable_BL: Bool[Tensor, "B L"], index_B: Int[Tensor, " B"], draw: int
+    ) -> BoundDraw:
+        """Mask n of each block's m places, n uniform on 1..m, with weight m/n.
+
+        The unweighted bound of continuous time, with the masking probability integrated out
+        (`objectives.masking.exact_count`). Keyed by row and draw alone.
+        """
+        maskable_BK, key = maskable_per_block(maskable_BL, self.block_size), (self.seed, draw)
+        uniform_BK = keyed_uniform((*key, EVAL_COUNT), index_B, maskable_BK.shape[1])
+        uniform_BL = keyed_uniform((*key, EVAL_MASK), index_B, maskable_BL.shape[1])
+        count_BK = exact_count(uniform_BK, maskable_BK)
+        mask_BL = count_mask(uniform_BL, maskable_BL, count_BK, self.block_size)
+        weight_BK = maskable_BK / count_BK.clamp(min=1)
+        weight_BL = weight_BK.repeat_interleave(self.block_size, dim=1)
+        return BoundDraw(mask_BL, weight_BL, count_BK / maskable_BK.clamp(min=1))

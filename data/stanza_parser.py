@@ -255,6 +255,12 @@ class StanzaParser:
 
     def _model_files(self) -> dict[str, Path]:
         """Every file that a pipeline of these models reads."""
+        packages = self._resources.get("packages", {})
+        if self.package not in packages:
+            raise DataError(
+                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
+                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
+            )
         from stanza.pipeline.core import build_default_config
         from stanza.resources.common import (
             add_dependencies,
@@ -263,12 +269,6 @@ class StanzaParser:
             process_pipeline_parameters,
         )
 
-        packages = self._resources.get("packages", {})
-        if self.package not in packages:
-            raise DataError(
-                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
-                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
-            )
         resources = load_resources_json(str(self._folder))
         lang = resources[self.lang].get("alias", self.lang)
         _, folder, package, processors = process_pipeline_parameters(

@@ -7,8 +7,9 @@ scores of the relations, most of its work at the output, are left out unless
 `resolve_head_constraints` needs them.
 """
 
+import gc
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from stanza.models.common.doc import Document
 
 _UNLIMITED = 10**9  # Stanza's own batching is told to take what it gets
+# Words per batch that measure fastest on a core; a GPU wants more.
+_WORDS_ON_CPU, _WORDS_ON_GPU = 1500, 10_000
+# Stanza's objects per word are many and point at each other, which Python's search for unused ones
+# spends a fifth of the time on; it waits until so many words have been seen.
+_WORDS_PER_COLLECTION = 50_000
+_CHARACTERS_PER_CALL = 500_000  # of the tokenizer
 
 
 class Sentence(NamedTuple):
@@ -54,7 +61,7 @@ class StanzaParser:
             for a sentence and splits it by rules (`data.words`), which suits a sentence per line.
         max_words: longer sentences are left without depths, because time and memory grow with the
             square of their length; None parses all.
-        batch_words: words that go through a model at once.
+        batch_words: words that go through a model at once; None: what suits the device.
         lemma: whether the lemmatizer runs, which published parsers were trained with; None: if
             the package has one.
         resolve_head_constraints: Stanza's repair of words with two subjects or two objects.
@@ -72,7 +79,7 @@ class StanzaParser:
         download: bool = False,
         tokenize: str = "stanza",
         max_words: int | None = 200,
-        batch_words: int = 5000,
+        batch_words: int | None = None,
         lemma: bool | None = None,
         resolve_head_constraints: bool = False,
         use_gpu: bool | None = None,
@@ -126,7 +133,7 @@ class StanzaParser:
             None if text.strip() else _EMPTY for text in texts
         ]
         places = [place for place, document in enumerate(documents) if document is None]
-        with _one_thread(not self.on_gpu):
+        with _one_thread(not self.on_gpu), _no_collection():
             found = self._parse_or_split([texts[place] for place in places])
         for place, document in zip(places, found, strict=True):
             documents[place] = document
@@ -167,23 +174,30 @@ class StanzaParser:
             return
         from stanza.models.common.doc import Document
 
-        documents = [Document([], text=text) for text in texts]
-        for name in ("tokenize", "mwt"):
-            if name in self._pipeline.processors:
-                documents = self._pipeline.processors[name].bulk_process(documents)
-        for number, document in enumerate(documents):
-            yield from stanza_sentences(number, document)
+        for batch in batches(range(len(texts)), lambda n: len(texts[n]), _CHARACTERS_PER_CALL):
+            documents = [Document([], text=texts[number]) for number in batch]
+            for name in ("tokenize", "mwt"):
+                if name in self._pipeline.processors:
+                    documents = self._pipeline.processors[name].bulk_process(documents)
+            for number, document in zip(batch, documents, strict=True):
+                yield from stanza_sentences(number, document)
 
     def _depths(self, sentences: Sequence[Sentence]) -> list[Sequence[int] | None]:
         """Depth of every word of every sentence; None for one that is too long."""
         limit = self.max_words or _UNLIMITED
         depths: list[Sequence[int] | None] = [None] * len(sentences)
         places = [p for p, sentence in enumerate(sentences) if len(sentence.forms) <= limit]
-        places.sort(key=lambda place: len(sentences[place].forms))
-        for batch in _batches(places, sentences, self.batch_words):
+        words = [len(sentence.forms) for sentence in sentences]
+        places.sort(key=words.__getitem__)
+        seen = 0
+        for batch in batches(places, words.__getitem__, self._words_per_batch):
             heads = self._heads([sentences[place].forms for place in batch])
             for place, found in zip(batch, heads, strict=True):
                 depths[place] = depths_from_heads(found)
+                seen += words[place]
+            if seen >= _WORDS_PER_COLLECTION:
+                gc.collect()
+                seen = 0
         return depths
 
     def _heads(self, sentences: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -214,7 +228,7 @@ class StanzaParser:
             tokenize_pretokenized=self.tokenize == "words",
             pos_batch_size=_UNLIMITED,
             pos_batch_maximum_tokens=0,
-            lemma_batch_size=self.batch_words,
+            lemma_batch_size=self._words_per_batch,
             depparse_batch_size=_UNLIMITED,
             depparse_min_length_to_batch_separately=_UNLIMITED,
             depparse_resolve_head_constraints=self.resolve_head_constraints,
@@ -224,6 +238,10 @@ class StanzaParser:
         if not self.resolve_head_constraints:
             only_heads(pipeline.processors["depparse"].trainer.model)
         return pipeline
+
+    @property
+    def _words_per_batch(self) -> int:
+        return self.batch_words or (_WORDS_ON_GPU if self.on_gpu else _WORDS_ON_CPU)
 
     @property
     def _folder(self) -> Path:
@@ -255,6 +273,12 @@ class StanzaParser:
 
     def _model_files(self) -> dict[str, Path]:
         """Every file that a pipeline of these models reads."""
+        packages = self._resources.get("packages", {})
+        if self.package not in packages:
+            raise DataError(
+                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
+                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
+            )
         from stanza.pipeline.core import build_default_config
         from stanza.resources.common import (
             add_dependencies,
@@ -263,12 +287,6 @@ class StanzaParser:
             process_pipeline_parameters,
         )
 
-        packages = self._resources.get("packages", {})
-        if self.package not in packages:
-            raise DataError(
-                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
-                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
-            )
         resources = load_resources_json(str(self._folder))
         lang = resources[self.lang].get("alias", self.lang)
         _, folder, package, processors = process_pipeline_parameters(
@@ -348,21 +366,30 @@ def _as_document(rows: Sequence[tuple[Sentence, Sequence[int] | None]]) -> Parse
     return document
 
 
-def _batches(
-    places: Sequence[int], sentences: Sequence[Sentence], words: int
-) -> Iterator[list[int]]:
-    """Consecutive places whose sentences have about `words` words together."""
+def batches(items: Iterable[int], size: Callable[[int], int], limit: int) -> Iterator[list[int]]:
+    """Consecutive items of about `limit` size together, at least one at a time."""
     batch: list[int] = []
-    size = 0
-    for place in places:
-        length = len(sentences[place].forms)
-        if batch and size + length > words:
+    total = 0
+    for item in items:
+        if batch and total + size(item) > limit:
             yield batch
-            batch, size = [], 0
-        batch.append(place)
-        size += length
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
     if batch:
         yield batch
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Inside, Python does not look for unused objects by itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

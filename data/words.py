@@ -15,7 +15,7 @@ _WORD = regex.compile(
     | \p{N}+ (?: [.,:] \p{N}+ )+
     | (?: \p{L} \. ){2,}
     | [\p{L}\p{M}\p{N}_]+
-    | (\S) \1*
+    | ([^\s\x1c-\x1f]) \1*  # Python counts these four as white space, too
     """,
     regex.VERBOSE | regex.IGNORECASE,
 )

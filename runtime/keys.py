@@ -172,7 +172,7 @@ KEYS: tuple[Key, ...] = (
     _integer("data.parse.num_processes", 1, **_OPTIONAL, **_NULLABLE),
     _choice("data.parse.tokenize", "stanza", "words", **_OPTIONAL),
     _integer("data.parse.max_words", 1, **_OPTIONAL, **_NULLABLE),
-    _integer("data.parse.batch_words", 1, **_OPTIONAL),
+    _integer("data.parse.batch_words", 1, **_OPTIONAL, **_NULLABLE),
     Key("mode.splits", _is_splits, "a list of train, validation, test", optional=True),
     _integer("mode.shard", 0, **_OPTIONAL, **_NULLABLE),
     _integer("mode.num_shards", 1, **_OPTIONAL, **_NULLABLE),

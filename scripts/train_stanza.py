@@ -129,7 +129,9 @@ def write_files(folder: Path, name: str, trees: Sequence[Tree]) -> None:
         (folder / f"{name}.{ending}").write_text("\n\n".join(groups) + "\n\n", encoding="utf-8")
 
 
-def train_models(folder: Path, lang: str, width: int, steps: int, seed: int) -> None:
+def train_models(
+    folder: Path, lang: str, width: int, steps: int, rate: float, dropout: float, seed: int
+) -> None:
     """Train on folder/data; write folder/LANG/PROCESSOR/local.pt and resources.json."""
     from stanza.models import parser, tagger, tokenizer
 
@@ -154,25 +156,32 @@ def train_models(folder: Path, lang: str, width: int, steps: int, seed: int) -> 
         "char_hidden_dim": width // 2,
         "deep_biaff_hidden_dim": width,
         "transformed_dim": width // 2,
-        "word_emb_dim": 64,
-        "char_emb_dim": 32,
-        "tag_emb_dim": 32,
+        "word_emb_dim": width // 2,
+        "char_emb_dim": 16,
+        "tag_emb_dim": 16,
         "word_cutoff": 2,
-        "num_layers": 2,
     }
-    fast = {"optim": "adam", "lr": 4e-3, "beta2": 0.95}
+    fast = {
+        "optim": "adam",
+        "lr": rate,
+        "beta2": 0.95,
+        "dropout": dropout,
+        "word_dropout": dropout / 2,
+    }
     flags = ("--cpu", "--no_pretrain", "--no_second_optim")
     tagger.main(
         [
             *_arguments(common | files | sizes | fast),
-            *_arguments({"save_dir": folder / lang / "pos", "batch_size": 50}),
+            *_arguments({"save_dir": folder / lang / "pos", "batch_size": 50, "num_layers": 1}),
             *(*flags, "--fix_eval_interval"),
         ]
     )
     parser.main(
         [
             *_arguments(common | files | sizes | fast),
-            *_arguments({"save_dir": folder / lang / "depparse", "batch_size": 700}),
+            *_arguments(
+                {"save_dir": folder / lang / "depparse", "batch_size": 700, "num_layers": 2}
+            ),
             *(*flags, "--no_checkpoint", "--no_plateau"),
         ]
     )
@@ -225,8 +234,10 @@ def main() -> None:
     parser.add_argument("--lang", default="en")
     parser.add_argument("--held-out", type=float, default=0.2, help="share of the sentences")
     parser.add_argument("--sentences", type=int, default=3000, help="how many of the grammar")
-    parser.add_argument("--width", type=int, default=128, help="units of each recurrent layer")
-    parser.add_argument("--steps", type=int, default=400, help="updates of each model")
+    parser.add_argument("--width", type=int, default=100, help="units of each recurrent layer")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each model")
+    parser.add_argument("--rate", type=float, default=5e-3, help="learning rate")
+    parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     try:
@@ -243,7 +254,15 @@ def main() -> None:
     write_files(options.out / "data", "train", train)
     write_files(options.out / "data", "held_out", held_out)
     start = time.monotonic()
-    train_models(options.out, options.lang, options.width, options.steps, options.seed)
+    train_models(
+        options.out,
+        options.lang,
+        options.width,
+        options.steps,
+        options.rate,
+        options.dropout,
+        options.seed,
+    )
     seconds = time.monotonic() - start
     accuracy = measure(options.out, options.lang)
     print(

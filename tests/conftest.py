@@ -1,4 +1,4 @@
-"""One thread per test process.
+"""One thread per test process, and models that several test files use.
 
 Sums are added up in an order that depends on the number of threads, so only runs with the same
 number can be equal to the bit; a forked process would otherwise have another number than its
@@ -9,6 +9,36 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def stanza_models(tmp_path_factory, worker_id) -> Path:
+    """A folder with a miniature Stanza tokenizer, tagger and parser of the grammar's sentences.
+
+    Trained by Stanza's own code, once for all test processes: about twenty seconds of one core.
+    """
+    pytest.importorskip("stanza", reason="needs the package stanza")
+    base = tmp_path_factory.getbasetemp()
+    if "STANZA_MODELS_DEBUG" in os.environ:
+        return Path(os.environ["STANZA_MODELS_DEBUG"])
+    folder = (base if worker_id == "master" else base.parent) / "stanza_models"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "resources.json").is_file():
+            script = [sys.executable, str(ROOT / "scripts" / "train_stanza.py"), "grammar"]
+            sizes = ["--sentences=1500", "--width=48", "--steps=60", "--rate=0.01", "--dropout=0.1"]
+            done = subprocess.run(
+                [*script, "--out", str(folder), *sizes], capture_output=True, text=True, cwd=ROOT
+            )
+            assert done.returncode == 0, done.stderr
+    return folder

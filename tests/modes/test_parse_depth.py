@@ -1,0 +1,201 @@
+"""mode=parse_depth: what it counts, that it survives a kill, and that training reads its depths."""
+
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from omegaconf import open_dict
+
+from data.errors import DataError
+from dataloader import LanguageData
+from modes import ppl_eval
+from modes.parse_depth import run, shard_of
+from runtime.errors import ConfigError
+from runtime.run import load_summary
+from tests.runs import best, fit, write_corpus
+from tests.support import (
+    ROOT,
+    command,
+    compose_config,
+    environment,
+    run_main,
+)
+
+TOY = (
+    "data/parse=stanza", "~data.parse.parser", "data.parse.num_processes=1",
+    "+data.parse.parser._target_=tests.plugins.toy_parser.ToyParser",
+    "data.parse.documents_per_part=10",
+)  # fmt: skip
+
+
+def files(folder):
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def on_text(folder, *overrides):
+    if not (folder / "corpus.txt").is_file():
+        write_corpus(folder)
+    return (
+        "mode=parse_depth", "data=text", f"data.files={folder}/corpus.txt", "data.vocab_size=280",
+        "data.valid_fraction=0.2", f"paths.cache_dir={folder}/cache", "model.length=16",
+        "trainer=cpu", *overrides,
+    )  # fmt: skip
+
+
+def test_parses_what_there_is_and_accounts_for_every_token(tmp_path, capsys):
+    cfg = compose_config(*on_text(tmp_path), *TOY, run_dir=tmp_path)
+    metrics = run(cfg)
+    assert metrics["train/documents"] + metrics["validation/documents"] == 52
+    for split in ("train", "validation"):
+        found = {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith(f"{split}/")}
+        assert found["parsed"] == found["sentences"] == found["documents"]
+        assert found["empty"] == found["failed"] == found["too_long"] == 0
+        assert found["tokens"] == found["tokens_of_words"] + found["tokens_without_word"]
+        assert found["accounted_for"] == 1.0 and found["words_per_s"] > 0
+    shown = capsys.readouterr().out
+    assert "text train: tokens" in shown and "words_without_token" in shown
+    again = run(cfg)
+    assert again["train/kept_parts"] == again["train/parts"]
+    assert "train/words_per_s" not in again
+
+
+@pytest.mark.parametrize("data", ["grammar", "conllu"])
+def test_gold_trees_are_only_looked_at(tmp_path, data):
+    (tmp_path / "a.conllu").write_text(
+        "".join(f"1\tw{n}\t_\tX\t_\t_\t0\troot\t_\t_\n\n" for n in range(90))
+    )
+    sizes = ["data.source.num_train=50", "data.source.num_valid=9", "data.source.num_test=0"]
+    more = (
+        sizes if data == "grammar" else [f"data.files={tmp_path}/a.conllu", "data.vocab_size=300"]
+    )
+    cfg = compose_config(
+        "mode=parse_depth", f"data={data}", *more, f"paths.cache_dir={tmp_path}/cache",
+        "model.length=16", "model.n_heads=2", run_dir=tmp_path,
+    )  # fmt: skip
+    metrics = run(cfg)
+    assert metrics["train/accounted_for"] == metrics["validation/accounted_for"] == 1.0
+    assert metrics["train/tokens_of_words"] > 50 and metrics["train/words_without_token"] == 0
+    total = metrics["train/documents"] + metrics["validation/documents"]
+    assert total == (59 if data == "grammar" else 90) and "train/parsed" not in metrics
+
+
+def test_data_without_trees_is_refused(tmp_path):
+    cfg = compose_config(*on_text(tmp_path), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.parse=null: data=text has no trees in train; al"):
+        run(cfg)
+
+
+def test_splits_that_do_not_exist_are_refused(tmp_path):
+    cfg = compose_config(*on_text(tmp_path, "mode.splits=[test]"), *TOY, run_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"mode\.splits=\['test'\]: none of them is in data=text"):
+        run(cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variables", "expected"),
+    [
+        ((), {}, (0, 1)),
+        (("mode.shard=2", "mode.num_shards=3"), {"ID": "7", "COUNT": "9"}, (2, 3)),
+        ((), {"ID": "3", "COUNT": "8"}, (3, 8)),
+        ((), {"ID": "5", "MIN": "1", "STEP": "2", "COUNT": "4"}, (2, 4)),
+    ],
+)
+def test_shards_are_named_or_those_of_slurm(monkeypatch, overrides, variables, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert shard_of(compose_config("mode=parse_depth", *overrides)) == expected
+
+
+@pytest.mark.parametrize("given", [("mode.shard=1",), ("mode.shard=2", "mode.num_shards=2")])
+def test_half_a_shard_is_refused(given):
+    with pytest.raises(ConfigError, match=r"mode\.shard=\d, mode\.num_shards=.*: give both; allow"):
+        shard_of(compose_config("mode=parse_depth", *given))
+
+
+def test_shards_close_the_split_together(tmp_path, capsys):
+    def shard(number):
+        which = (f"mode.shard={number}", "mode.num_shards=2", "mode.splits=[train]")
+        return run(compose_config(*on_text(tmp_path, *which), *TOY, run_dir=tmp_path))
+
+    first = shard(0)
+    assert "train/tokens" not in first
+    assert "train: not complete before the other shards are done" in capsys.readouterr().out
+    second = shard(1)
+    assert second["train/accounted_for"] == 1.0
+    assert first["train/parts"] + second["train/parts"] == 4
+    assert first["train/documents"] + second["train/documents"] > 30
+
+
+def toy_run(folder, cache, *overrides):
+    plugins = str(ROOT / "tests" / "plugins" / "configs")
+    arguments = on_text(folder, f"paths.cache_dir={cache}", f"paths.run_dir={folder}/run")
+    sizes = ("data/parse=toy", "data.parse.documents_per_part=4", "mode.splits=[train]")
+    return ("--config-dir", plugins, *arguments, *sizes, *overrides)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_restarted_is_identical(tmp_path, processes):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    done = run_main(*toy_run(tmp_path, unbroken))
+    assert done.returncode == 0, done.stderr
+    # The pause lets the kill fall between parts.
+    slow = ("data.parse.pause=0.4", f"data.parse.num_processes={processes}")
+    process = subprocess.Popen(
+        command(*toy_run(tmp_path, broken, *slow)), cwd=ROOT, env=environment()
+    )
+    deadline = time.monotonic() + 90
+    while len(list(broken.rglob("part-*.arrow"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(broken.rglob("part-*.arrow")))
+    assert 3 <= kept < 10 and not list(broken.rglob("index.json"))
+    done = run_main(*toy_run(tmp_path, broken, f"data.parse.num_processes={processes}"))
+    assert done.returncode == 0, done.stderr
+    metrics = load_summary(tmp_path / "run")["metrics"]
+    assert metrics["train/kept_parts"] >= kept and metrics["train/parts"] == 10
+    assert files(broken / "parses") == files(unbroken / "parses")
+
+
+def test_a_missing_parse_says_what_to_run(tmp_path):
+    arguments = [text for text in toy_run(tmp_path, tmp_path / "c") if not text.startswith("mode")]
+    done = run_main(*arguments)
+    assert done.returncode == 2
+    (line,) = (text for text in done.stderr.splitlines() if text.startswith("DataError"))
+    assert "the parse of train of 'text' is missing" in line
+    assert "run: python main.py mode=parse_depth data=text data.files=" in line
+    assert "data/parse=toy data.parse.documents_per_part=4" in line and "trainer" not in line
+
+
+def test_training_reads_the_depths_and_evaluation_needs_none(tmp_path):
+    write_corpus(tmp_path)
+    with pytest.raises(DataError, match="the parse of train of 'text' is missing"):
+        fit(tmp_path, tmp_path / "run", *TOY)
+    run(compose_config(*on_text(tmp_path), *TOY, run_dir=tmp_path))
+    cfg = compose_config(*on_text(tmp_path), *TOY)
+    data, plain = LanguageData(cfg), LanguageData(compose_config(*on_text(tmp_path)))
+    assert data.fingerprint != plain.fingerprint
+    assert data.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
+    batch = next(iter(data.train_loader(max_steps=1)))
+    assert {"depth", "height"} <= set(batch) and batch["depth"].max() > 0
+    assert "depth" not in next(iter(plain.train_loader(max_steps=1)))
+    fit(tmp_path, tmp_path / "run", *TOY)
+    shutil.rmtree(tmp_path / "cache")
+    evaluate = compose_config(
+        "mode=ppl_eval", f"eval.checkpoint_path={best(tmp_path / 'run')}", "eval.num_draws=1",
+        f"paths.cache_dir={tmp_path}/cache", "trainer=cpu", run_dir=tmp_path / "eval",
+    )  # fmt: skip
+    (tmp_path / "eval").mkdir()
+    assert ppl_eval.run(evaluate)["nll"] > 0
+
+
+def test_a_configuration_from_before_parsing_still_works(tmp_path):
+    cfg = compose_config(*on_text(tmp_path))
+    with open_dict(cfg):
+        del cfg.data.parse
+    data = LanguageData.for_model(cfg, LanguageData(cfg).tokenizer, named=False)
+    assert data.parse_store is None and data.source is data.plain_source
+    assert len(data.rows("train"))

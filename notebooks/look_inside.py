@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -15,7 +17,8 @@
 # # Look inside a masked diffusion model
 #
 # A checkpoint is opened with nothing but its file. Then: what it is, how it denoises a text step by
-# step, how hard its task is at every masking rate, and who may look at whom in block diffusion.
+# step, how hard its task is at every masking rate, who may look at whom in block diffusion, and how
+# training weighs words by their depth.
 
 # %%
 import os
@@ -31,11 +34,13 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
+from data.grammar import Grammar
 from dataloader import LanguageData
 from decoding.settings import SamplingConfig
 from diffusion import Diffusion
 from models.attention import block_diffusion_mask
 from modes import train
+from objectives.reweighting import DepthReweighting
 
 torch.manual_seed(0)
 CHECKPOINT = Path(
@@ -167,4 +172,33 @@ middles = [LENGTH / 2 - 0.5, 1.5 * LENGTH - 0.5]
 axes.set_xticks(middles, ["keys of $x_t$", "keys of $x_0$"])
 axes.set_yticks(middles, ["queries of $x_t$", "queries of $x_0$"], rotation=90, va="center")
 axes.set_title(f"[2L, 2L] mask, L = {LENGTH}, blocks of {BLOCK}")
+plt.show()
+
+# %% [markdown]
+# ## What depth weighs
+#
+# `masking=dependency` lets training dwell on words by their depth in the dependency tree. Within a
+# block, $u = n\,\mathrm{softmax}(\pm\hat d)$ over its $n$ words and $w = (1-\alpha) + \alpha u$,
+# which averages 1. Here a sentence of the grammar, whose trees are known, is one block.
+
+# %%
+text = "the teacher who sings thinks that the cats near the house sleep"
+sentence = Grammar().parse(text.split())
+depths = torch.tensor([sentence.depths])
+heights = torch.full_like(depths, max(sentence.depths))
+no_draw = torch.zeros(depths.shape)
+choices = {
+    "deep words heavy, share 1": DepthReweighting(1.0),
+    "root heavy, share 1": DepthReweighting(1.0, reverse=True),
+    "root heavy, share 1/16": DepthReweighting(0.0625, reverse=True),
+}
+figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+places = range(len(sentence.words))
+for name, reweighting in choices.items():
+    weights = reweighting.weights(depths, heights, no_draw, len(places))[0]
+    axes.plot(places, weights, marker="o", label=f"{name} (mean {weights.mean():.2f})")
+ticks = [f"{w}\n{d}" for w, d in zip(sentence.words, sentence.depths, strict=True)]
+axes.set_xticks(places, ticks, fontsize=8)
+axes.set(xlabel="word and its depth", ylabel="training weight")
+axes.legend(frameon=False)
 plt.show()

@@ -62,7 +62,7 @@ def test_notebook_runs_from_its_folder(name, checkpoint, monkeypatch):
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(images) == 3
+    assert len(images) == 4
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -143,11 +143,12 @@ class ClipSearch(L.Callback):
         low, high = pl_module.process.interval
         values = {_name(i): float(v) for i, v in zip(self.intervals, variances, strict=True)}
         pl_module.log_dict({"clip/low": low, "clip/high": high, **values})
-        log.info(
-            "step %d: least variance %.4g on [%g, %g], %.4g on the full interval; training on"
-            " [%g, %g]", trainer.global_step, variances.nan_to_num(nan=torch.inf).min(), *best,
-            variances[0], low, high,
-        )  # fmt: skip
+        if trainer.is_global_zero:
+            log.info(
+                "step %d: least variance %.4g on [%g, %g], %.4g on the full interval; training on"
+                " [%g, %g]", trainer.global_step, variances.nan_to_num(nan=torch.inf).min(),
+                *best, variances[0], low, high,
+            )  # fmt: skip
 
     def variances(self, module: Any) -> Tensor:
         """[I] variance of every interval over what all ranks have drawn; forgets the draws."""

@@ -22,6 +22,8 @@ NEEDED = {
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],
     "fsdp": ["training.ema=0"],
+    "train_lm1b_bd3lm_dep": ["training.from_pretrained={ckpt}"],
+    "train_lm1b_bd3lm_dep_smoke": ["training.from_pretrained={ckpt}"],
     "text": ["data.train_path=a.txt", "data.valid_path=b.txt"],
 }
 GROUPS = sorted(

@@ -17,5 +17,5 @@ if [ -n "${SMOKE:-}" ]; then
     set -- paths.smoke_dir="$SMOKE_DIR" "$@"
 fi
 
-$python main.py experiment=$experiment mode=parse_depth paths.run_dir=outputs/lm1b_dep_parse trainer.devices=1 "$@"
+$python main.py experiment=$experiment mode=parse_depth 'paths.run_dir=${paths.recipe_dir}/parse' trainer.devices=1 "$@"
 $python main.py experiment=$experiment "$@"

@@ -1,4 +1,4 @@
-"""The recipes of the published runs: their numbers, their folders, and their twins on small data."""
+"""Recipes of the published runs: their numbers, their folders, and their twins on small data."""
 
 import os
 import subprocess

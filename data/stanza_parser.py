@@ -64,7 +64,8 @@ class StanzaParser:
         batch_words: words that go through a model at once; None: what suits the device.
         lemma: whether the lemmatizer runs, which published parsers were trained with; None: if
             the package has one.
-        resolve_head_constraints: Stanza's repair of words with two subjects or two objects.
+        resolve_head_constraints: Stanza's repair of words with two subjects or two objects; with
+            a weak model it can take minutes for one sentence.
         use_gpu: None takes a GPU if there is one.
 
     Raises:

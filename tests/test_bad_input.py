@@ -54,7 +54,7 @@ def says(folder, tmp_path, capfd):
         (["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "weights stay in fp32"]),
         (["trainer=fsdp"], ["training.ema=0.9: ", "sharded", "allowed: 0, or trainer=ddp"]),
         (["trainer.strategy=fsdp"], ["training.ema=0.9: "]),
-        (["mode=paint"], ["mode=paint: no such option; allowed: audit, ppl_eval, sample_eval"]),
+        (["mode=paint"], ["mode=paint: no such option; allowed: audit, parse_depth, ppl_eval"]),
         (["algo=gpt"], ["algo=gpt: no such option; allowed: ar, bd3lm, mdlm"]),
         (["mode=ppl_eval"], ["eval.checkpoint_path=null: mode=ppl_eval needs a checkpoint"]),
         (["mode=ppl_eval", "eval.checkpoint_path=absent.ckpt"],

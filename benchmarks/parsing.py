@@ -36,7 +36,11 @@ def timed(work: Callable[[], Any]) -> Cost:
 
 
 def one_by_one(models: str, sentences: Sequence[list[str]], threads: int) -> Cost:
-    """Stanza's pipeline, called for every sentence, with its own settings."""
+    """Stanza's pipeline, called for every sentence.
+
+    Without its repair of relations, which ours leaves out, too: with a weak model it can take
+    minutes for one sentence.
+    """
     import stanza
     import torch
 
@@ -44,6 +48,7 @@ def one_by_one(models: str, sentences: Sequence[list[str]], threads: int) -> Cos
     pipeline = stanza.Pipeline(
         "en", dir=models, processors="tokenize,pos,depparse", download_method=None,
         tokenize_pretokenized=True, depparse_pretagged=True, logging_level="ERROR",
+        depparse_resolve_head_constraints=False,
     )  # fmt: skip
 
     def parse(rows: Sequence[list[str]]) -> None:

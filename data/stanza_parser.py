@@ -12,8 +12,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.depth import DEPTH, HEIGHT, depths_from_heads, tree_features
@@ -21,6 +19,7 @@ from data.errors import DataError
 from data.fingerprint import files_fingerprint
 from data.parse_store import EMPTY, FAILED, PARSED, TOO_LONG, UNPARSED, ParsedDocument
 from data.stanza_heads import only_heads
+from data.stanza_models import StanzaModels, import_stanza
 from data.words import sentences_of_words
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ _WORDS_ON_CPU, _WORDS_ON_GPU = 1500, 10_000
 # Stanza's objects per word are many and point at each other, which Python's search for unused ones
 # spends a fifth of the time on; it waits until so many words have been seen.
 _WORDS_PER_COLLECTION = 50_000
+_NOT_SENT = ("_models", "_pipeline")  # to another process
 _CHARACTERS_PER_CALL = 500_000  # of the tokenizer
 
 
@@ -64,7 +64,8 @@ class StanzaParser:
         batch_words: words that go through a model at once; None: what suits the device.
         lemma: whether the lemmatizer runs, which published parsers were trained with; None: if
             the package has one.
-        resolve_head_constraints: Stanza's repair of words with two subjects or two objects.
+        resolve_head_constraints: Stanza's repair of words with two subjects or two objects; with
+            a weak model it can take minutes for one sentence.
         use_gpu: None takes a GPU if there is one.
 
     Raises:
@@ -97,7 +98,7 @@ class StanzaParser:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process loads the models itself.
-        return {name: value for name, value in vars(self).items() if name != "_pipeline"}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_SENT}
 
     def options(self) -> dict[str, Any]:
         """What decides on the result; where models lie and how work is batched does not."""
@@ -110,12 +111,19 @@ class StanzaParser:
         Raises:
             DataError: Stanza or a model is missing.
         """
-        files = self._model_files()
+        files = self._models.files()
         models = {
             name: {"file": path.name, "sha256": files_fingerprint([path])}
             for name, path in sorted(files.items())
         }
-        return {"stanza": _import_stanza().__version__, "models": models}
+        return {"stanza": import_stanza().__version__, "models": models}
+
+    @cached_property
+    def _models(self) -> StanzaModels:
+        words_given = self.tokenize == "words"
+        return StanzaModels(
+            self.lang, self.package, self.model_dir, self.lemma, words_given, self.download
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -215,13 +223,13 @@ class StanzaParser:
 
     @cached_property
     def _pipeline(self) -> Any:
-        self._model_files()
-        stanza = _import_stanza()
-        pipeline = stanza.Pipeline(
+        self._models.files()
+        processors = self._models.processors
+        pipeline = import_stanza().Pipeline(
             self.lang,
-            dir=str(self._folder),
+            dir=str(self._models.folder),
             package=self.package,
-            processors=",".join(self._processors),
+            processors=",".join(processors),
             download_method=None,
             use_gpu=self.on_gpu,
             logging_level="ERROR",
@@ -233,7 +241,7 @@ class StanzaParser:
             depparse_min_length_to_batch_separately=_UNLIMITED,
             depparse_resolve_head_constraints=self.resolve_head_constraints,
             # Without lemmatizer the parser would refuse to start; it reads "no lemma" then.
-            depparse_pretagged="lemma" not in self._processors,
+            depparse_pretagged="lemma" not in processors,
         )
         if not self.resolve_head_constraints:
             only_heads(pipeline.processors["depparse"].trainer.model)
@@ -242,96 +250,6 @@ class StanzaParser:
     @property
     def _words_per_batch(self) -> int:
         return self.batch_words or (_WORDS_ON_GPU if self.on_gpu else _WORDS_ON_CPU)
-
-    @property
-    def _folder(self) -> Path:
-        from stanza.resources.common import DEFAULT_MODEL_DIR
-
-        return Path(self.model_dir or DEFAULT_MODEL_DIR).expanduser()
-
-    @cached_property
-    def _processors(self) -> tuple[str, ...]:
-        packages = self._resources.get("packages", {})
-        lemma = "lemma" in packages.get(self.package, {}) if self.lemma is None else self.lemma
-        return ("tokenize", "pos", *(("lemma",) if lemma else ()), "depparse")
-
-    @cached_property
-    def _resources(self) -> dict[str, Any]:
-        """What the folder has for the language."""
-        stanza = _import_stanza()
-        from stanza.resources.common import get_language_resources, load_resources_json
-
-        if self.download:
-            self._fetch(stanza)
-        try:
-            found = get_language_resources(load_resources_json(str(self._folder)), self.lang)
-        except (OSError, ValueError) as error:
-            raise self._missing("no readable resources.json") from error
-        if found is None:
-            raise self._missing(f"no models for the language {self.lang!r}")
-        return found
-
-    def _model_files(self) -> dict[str, Path]:
-        """Every file that a pipeline of these models reads."""
-        packages = self._resources.get("packages", {})
-        if self.package not in packages:
-            raise DataError(
-                f"data.parse.package={self.package}: not in {self._folder / 'resources.json'};"
-                f" allowed for {self.lang!r}: {', '.join(packages) or 'none'}"
-            )
-        from stanza.pipeline.core import build_default_config
-        from stanza.resources.common import (
-            add_dependencies,
-            load_resources_json,
-            maintain_processor_list,
-            process_pipeline_parameters,
-        )
-
-        resources = load_resources_json(str(self._folder))
-        lang = resources[self.lang].get("alias", self.lang)
-        _, folder, package, processors = process_pipeline_parameters(
-            lang, str(self._folder), self.package, ",".join(self._processors)
-        )
-        words_given = self.tokenize == "words"
-        chosen = maintain_processor_list(
-            resources, lang, package, processors, maybe_add_mwt=not words_given
-        )
-        config = build_default_config(
-            resources, lang, folder, add_dependencies(resources, lang, chosen)
-        )
-        files = {
-            name.removesuffix("_path"): Path(path)
-            for name, path in config.items()
-            if name.endswith("_path") and not (words_given and name.startswith("tokenize"))
-        }
-        for name in self._processors[words_given:]:
-            if f"{name}_model" not in files:
-                raise self._missing(f"the package {self.package!r} has no {name}")
-        for path in files.values():
-            if not path.is_file():
-                raise self._missing(f"no file {path}")
-        return files
-
-    def _fetch(self, stanza: ModuleType) -> None:
-        try:
-            stanza.download(
-                self.lang, model_dir=str(self._folder), package=self.package, logging_level="ERROR"
-            )
-        # The library lets through errors of several network libraries.
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                f"data.parse.download=true: cannot fetch the models of {self.lang!r}"
-                f" ({type(error).__name__}: {reason}); copy them to data.parse.model_dir"
-            ) from error
-
-    def _missing(self, reason: str) -> DataError:
-        folder = str(self._folder)
-        code = f"import stanza; stanza.download('{self.lang}', model_dir='{folder}')"
-        return DataError(
-            f"data.parse.model_dir={folder}: {reason}; get them where there is a network with"
-            f' data.parse.download=true or python -c "{code}"'
-        )
 
 
 _EMPTY = ParsedDocument(EMPTY, 0, (), (), (), ())
@@ -404,13 +322,3 @@ def _one_thread(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _import_stanza() -> ModuleType:
-    try:
-        import stanza
-    except ImportError as error:
-        raise DataError(
-            "data/parse=stanza needs the library `stanza`: pip install stanza"
-        ) from error
-    return stanza

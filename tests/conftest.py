@@ -30,8 +30,6 @@ def stanza_models(tmp_path_factory, worker_id) -> Path:
     """
     pytest.importorskip("stanza", reason="needs the package stanza")
     base = tmp_path_factory.getbasetemp()
-    if "STANZA_MODELS_DEBUG" in os.environ:
-        return Path(os.environ["STANZA_MODELS_DEBUG"])
     folder = (base if worker_id == "master" else base.parent) / "stanza_models"
     with FileLock(f"{folder}.lock"):
         if not (folder / "resources.json").is_file():

@@ -18,7 +18,8 @@ from data.depth import depths_from_heads
 from data.errors import DataError
 from data.grammar import Grammar
 from data.stanza_parser import Sentence, StanzaParser, _as_document
-from tests.support import ROOT
+from runtime.run import load_summary
+from tests.support import ENGLISH, ROOT, needs_english, run_main
 
 stanza = pytest.importorskip("stanza", reason="needs the package stanza")
 from data.stanza_heads import best_trees  # noqa: E402
@@ -245,3 +246,27 @@ def test_without_stanza_everything_imports_and_the_error_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "stanza\n"
     assert done.stderr.splitlines()[-1].endswith("needs the library `stanza`: pip install stanza")
+
+
+@pytest.mark.slow
+@needs_english
+def test_real_english_from_training_to_tokens(tmp_path):
+    """A model of part of a treebank parses the raw text of all of it."""
+    models = tmp_path / "models"
+    train = [sys.executable, "scripts/train_stanza.py", str(ENGLISH), "--out", str(models)]
+    sizes = ["--width=64", "--steps=120", "--held-out=0.2"]
+    done = subprocess.run([*train, *sizes], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    accuracy = float(re.search(r"UAS (\S+),", done.stdout)[1])
+    assert accuracy > 0.45
+    parsed = run_main(
+        "mode=parse_depth", "data=conllu", f"data.files={ENGLISH}", "data/parse=stanza",
+        f"data.parse.model_dir={models}", "data.parse.documents_per_part=500",
+        f"paths.cache_dir={tmp_path}/cache", f"paths.run_dir={tmp_path}/run", "model.length=64",
+    )  # fmt: skip
+    assert parsed.returncode == 0, parsed.stderr
+    metrics = load_summary(tmp_path / "run")["metrics"]
+    assert metrics["train/documents"] + metrics["validation/documents"] == 2001
+    assert metrics["train/failed"] == 0 and metrics["train/accounted_for"] == 1.0
+    assert metrics["train/tokens_of_words"] > 0.9 * metrics["train/tokens"]

@@ -101,6 +101,7 @@ def parse_split(
     start = time.monotonic()
 
     def missing() -> Iterator[Task]:
+        """Parts of this shard that are not there; the others are counted."""
         for task in _parts(source, split, store.documents_per_part):
             seen.update(documents=len(task.texts), parts=1)
             if task.number % shard.total != shard.number:

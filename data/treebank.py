@@ -6,16 +6,14 @@ gets the smallest depth among its parts; empty nodes (8.1) stand in no text and 
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.depth import DEPTH, HEIGHT, depths_from_heads, tree_features
 from data.errors import DataError
-from data.fingerprint import files_fingerprint, fingerprint, unit_hash
-from data.source import Document, require_split
-from data.text import expand_paths, held_out_threshold, read_lines
+from data.files import FileSource, read_lines
+from data.source import Document
 
 if TYPE_CHECKING:
     from conllu import TokenList
@@ -33,16 +31,13 @@ class Surface(NamedTuple):
     space_after: bool
 
 
-class Treebank:
-    """One document per sentence of CoNLL-U files.
+class Treebank(FileSource):
+    """One document per sentence of CoNLL-U files: `text`; `spans` and `features` of its words.
 
-    Without `valid_files`, the sentences with the smallest hashes, about `valid_fraction` of them
-    and at least one, become validation, as with `data.text.TextFiles`.
+    `heads`, one per part of a word, count from 1; the root's head is 0.
 
     Args:
-        files: path, glob pattern (`**` and `~` work), or a list of those; .conllu, plain or .gz.
-        valid_files: the same, for validation.
-        valid_fraction: share held out where there are no `valid_files`, in (0, 1).
+        files, valid_files, valid_fraction: see `data.files.FileSource`; .conllu, plain or .gz.
 
     Raises:
         DataError: a file is missing, empty or of unknown type, or a sentence is no tree or does
@@ -50,7 +45,6 @@ class Treebank:
     """
 
     name = "conllu"
-    splits = ("train", "validation")
 
     def __init__(
         self,
@@ -58,55 +52,11 @@ class Treebank:
         valid_files: str | Sequence[str] | None = None,
         valid_fraction: float = 0.05,
     ) -> None:
-        if not 0 < valid_fraction < 1:
-            raise DataError(f"valid_fraction={valid_fraction}: must lie between 0 and 1")
-        if not files:
-            raise DataError("data.files is not set; give a path, a glob pattern or a list of them")
-        self.paths = expand_paths(files, _TYPES)
-        self.valid_paths = expand_paths(valid_files, _TYPES) if valid_files else []
-        self.valid_fraction = valid_fraction
+        super().__init__(files, valid_files, valid_fraction, _TYPES)
 
-    def documents(self, split: str) -> Iterator[Document]:
-        """The sentences of the split, file by file.
-
-        Yields:
-            `text`; `spans` and `features` of its words; `heads`, one per part of a word, counted
-            from 1, the root's head is 0.
-        """
-        require_split(self, split)
-        if self.valid_paths:
-            paths = self.paths if split == "train" else self.valid_paths
-            yield from _read_all(paths)
-            return
-        threshold = self._threshold
-        for document in _read_all(self.paths):
-            held_out = unit_hash(document["text"]) <= threshold
-            if held_out == (split == "validation"):
-                yield document
-
-    def fingerprint(self) -> str:
-        """Hash of the files' bytes and of the share held out."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return fingerprint(
-            {
-                "files": files_fingerprint(self.paths),
-                "valid_files": files_fingerprint(self.valid_paths),
-                "valid_fraction": self.valid_fraction,
-            }
-        )
-
-    @cached_property
-    def _threshold(self) -> float:
-        texts = (document["text"] for document in _read_all(self.paths))
-        return held_out_threshold(texts, self.valid_fraction, self.paths[0])
-
-
-def _read_all(paths: Sequence[Path]) -> Iterator[Document]:
-    for path in paths:
-        yield from read_trees(path)
+    def read(self, path: Path) -> Iterator[Document]:
+        """The sentences of one file."""
+        return read_trees(path)
 
 
 def read_trees(path: Path) -> Iterator[Document]:

@@ -133,75 +133,57 @@ def train_models(
     folder: Path, lang: str, width: int, steps: int, rate: float, dropout: float, seed: int
 ) -> None:
     """Train on folder/data; write folder/LANG/PROCESSOR/local.pt and resources.json."""
-    from stanza.models import parser, tagger, tokenizer
-
     logging.getLogger("stanza").setLevel(logging.ERROR)  # these modules set it to DEBUG
-    data = folder / "data"
     common = {
-        "shorthand": f"{lang}_{PACKAGE}",
-        "lang": lang,
-        "save_name": f"{PACKAGE}.pt",
-        "seed": seed,
-    }
-    # Stanza wants one evaluation; at the last step it has nothing to choose.
-    files = {
-        "train_file": data / "train.conllu",
-        "eval_file": data / "held_out.conllu",
-        "eval_interval": steps,
-        "max_steps": steps,
-        "max_steps_before_stop": steps,
-    }
-    sizes = {
-        "hidden_dim": width,
-        "char_hidden_dim": width // 2,
-        "deep_biaff_hidden_dim": width,
-        "transformed_dim": width // 2,
-        "word_emb_dim": width // 2,
-        "char_emb_dim": 16,
-        "tag_emb_dim": 16,
-        "word_cutoff": 2,
-    }
-    fast = {
-        "optim": "adam",
-        "lr": rate,
-        "beta2": 0.95,
-        "dropout": dropout,
-        "word_dropout": dropout / 2,
-    }
-    flags = ("--cpu", "--no_pretrain", "--no_second_optim")
-    tagger.main(
-        [
-            *_arguments(common | files | sizes | fast),
-            *_arguments({"save_dir": folder / lang / "pos", "batch_size": 50, "num_layers": 1}),
-            *(*flags, "--fix_eval_interval"),
-        ]
-    )
-    parser.main(
-        [
-            *_arguments(common | files | sizes | fast),
-            *_arguments(
-                {"save_dir": folder / lang / "depparse", "batch_size": 700, "num_layers": 2}
-            ),
-            *(*flags, "--no_checkpoint", "--no_plateau"),
-        ]
-    )
-    (data / "mwt.json").write_text("[]")
-    texts = {
-        "txt_file": data / "train.txt",
-        "label_file": data / "train.label",
-        "dev_txt_file": data / "held_out.txt",
-        "dev_label_file": data / "held_out.label",
-        "mwt_json_file": data / "mwt.json",
-        "save_dir": folder / lang / "tokenize",
-        "steps": steps,
-        "eval_steps": steps,
-    }
-    tokenizer.main([*_arguments(common | texts), "--cpu", "--no_use_mwt"])
+        "shorthand": f"{lang}_{PACKAGE}", "lang": lang, "save_name": f"{PACKAGE}.pt", "seed": seed,
+    }  # fmt: skip
+    _train_trees(folder, common, width, steps, rate, dropout)
+    _train_tokenizer(folder, common, steps)
     processors = ("tokenize", "pos", "depparse")
     packages = {"default": dict.fromkeys(processors, PACKAGE)}
     models = {name: {PACKAGE: {}} for name in processors}
     resources = {lang: {"lang_name": lang, "packages": packages, **models}}
     (folder / "resources.json").write_text(json.dumps(resources, indent=1) + "\n")
+
+
+def _train_trees(
+    folder: Path, common: dict, width: int, steps: int, rate: float, dropout: float
+) -> None:
+    """The tagger and the parser."""
+    from stanza.models import parser, tagger
+
+    # Stanza wants one evaluation; at the last step it has nothing to choose.
+    options = common | {
+        "train_file": folder / "data" / "train.conllu",
+        "eval_file": folder / "data" / "held_out.conllu",
+        "eval_interval": steps, "max_steps": steps, "max_steps_before_stop": steps,
+        "hidden_dim": width, "char_hidden_dim": width // 2, "deep_biaff_hidden_dim": width,
+        "transformed_dim": width // 2, "word_emb_dim": width // 2, "char_emb_dim": 16,
+        "tag_emb_dim": 16, "word_cutoff": 2,
+        "optim": "adam", "lr": rate, "beta2": 0.95, "dropout": dropout,
+        "word_dropout": dropout / 2,
+    }  # fmt: skip
+    flags = ("--cpu", "--no_pretrain", "--no_second_optim")
+    models = folder / common["lang"]
+    tags = {"save_dir": models / "pos", "batch_size": 50, "num_layers": 1}
+    tagger.main([*_arguments(options | tags), *flags, "--fix_eval_interval"])
+    trees = {"save_dir": models / "depparse", "batch_size": 700, "num_layers": 2}
+    parser.main([*_arguments(options | trees), *flags, "--no_checkpoint", "--no_plateau"])
+
+
+def _train_tokenizer(folder: Path, common: dict, steps: int) -> None:
+    """The sentence splitter and tokenizer."""
+    from stanza.models import tokenizer
+
+    data = folder / "data"
+    (data / "mwt.json").write_text("[]")
+    options = common | {
+        "txt_file": data / "train.txt", "label_file": data / "train.label",
+        "dev_txt_file": data / "held_out.txt", "dev_label_file": data / "held_out.label",
+        "mwt_json_file": data / "mwt.json", "save_dir": folder / common["lang"] / "tokenize",
+        "steps": steps, "eval_steps": steps,
+    }  # fmt: skip
+    tokenizer.main([*_arguments(options), "--cpu", "--no_use_mwt"])
 
 
 def _arguments(options: dict) -> list[str]:

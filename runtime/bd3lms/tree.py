@@ -51,6 +51,7 @@ class _Counter:
 
 class _Plain(_Counter):
     def convert(self, value: Any, depth: int) -> Any:
+        """Plain Python for a stand-in and all that hangs on it."""
         self.count(depth)
         if is_record(value, *NODES):
             return self.convert(value.get("_val"), depth + 1)

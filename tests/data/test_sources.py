@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.files import expand_paths, read_lines
 from data.fingerprint import unit_hash
 from data.pydocs import PyDocs
-from data.text import TextFiles, expand_paths, read_jsonl, read_lines, read_paragraphs
+from data.text import TYPES, TextFiles, read_jsonl, read_paragraphs
 
 
 def texts(source, split):
@@ -105,12 +106,12 @@ def test_fingerprint_follows_content_and_options(tmp_path):
 def test_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("text")
-    assert expand_paths("~/a.txt") == [tmp_path / "a.txt"]
+    assert expand_paths("~/a.txt", TYPES) == [tmp_path / "a.txt"]
 
 
 def test_a_name_with_brackets_is_a_path_before_it_is_a_pattern(tmp_path):
     (tmp_path / "a[1].txt").write_text("text")
-    assert expand_paths(str(tmp_path / "a[1].txt")) == [tmp_path / "a[1].txt"]
+    assert expand_paths(str(tmp_path / "a[1].txt"), TYPES) == [tmp_path / "a[1].txt"]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from data.depth import DEPTH, HEIGHT
 from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
 from data.seal import is_intact, seal
+from data.source import Document
 from data.storage import atomic_file, exclusive
 
 _FORMAT = "palimpsest.parse.1"
@@ -61,6 +63,12 @@ class ParsedDocument:
     depth: Sequence[int]
     height: Sequence[int]
     error: str | None = None
+
+    def document(self, text: str) -> Document:
+        """The text with the words that were found in it, as a source gives it."""
+        spans = list(zip(self.start, self.end, strict=True))
+        features = {DEPTH: self.depth, HEIGHT: self.height}
+        return {"text": text, "spans": spans, "features": features}
 
 
 class Parser(Protocol):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from data.depth import DEPTH, HEIGHT
 from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.parse_store import ParseStore, Part
@@ -50,11 +49,7 @@ class ParsedSource:
                 found = part.document(place, document["text"])
             except DataError as error:
                 raise DataError(f"document {count - 1} of {split}: {error}") from error
-            yield {
-                "text": document["text"],
-                "spans": list(zip(found.start, found.end, strict=True)),
-                "features": {DEPTH: found.depth, HEIGHT: found.height},
-            }
+            yield found.document(document["text"])
         if count != index["documents"]:
             raise DataError(
                 f"{self.store.index_path(split)}: {index['documents']} documents were parsed, the"

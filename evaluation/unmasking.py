@@ -15,13 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 from data.depth import DEPTH, tree_features
 from data.packing import IDS, PackingReport, encode_documents
+from data.source import Document
 from data.tokenization import SpecialIds
 from evaluation.statistics import bootstrap_ratio
 
 Array = NDArray[np.float64]
 Places = NDArray[np.int64]
+# Texts to documents whose words have depths (`data.source`), None for a text without a tree.
+Parser = Callable[[Sequence[str]], Sequence[Document | None]]
 # Depths of the words of a sentence, or None for what is none.
-Parser = Callable[[Sequence[str]], Sequence[int] | None]
+WordParser = Callable[[Sequence[str]], Sequence[int] | None]
 
 USED, UNPARSED, OTHER_TOKENS = "used", "not parsed", "other tokens"
 
@@ -122,15 +125,15 @@ def ordered_samples(
         block_size: places that are denoised together.
         tokenizer: of the model.
         special: its special tokens.
-        parser: of the first document of a sample, by words between white space.
+        parser: of the first documents of the samples.
     """
     spans = [_first_document(row, special) for row in rows]
     ids = [list(row[start:end]) for row, (start, end) in zip(rows, spans, strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    depths = [parser(text.split()) for text in texts]
-    columns = iter(_token_depths(texts, depths, tokenizer, special))
+    trees = parser(texts)
+    columns = iter(_token_depths([tree for tree in trees if tree], tokenizer, special))
     samples = []
-    for text, tokens, found, (start, _), step in zip(texts, ids, depths, spans, steps, strict=True):
+    for text, tokens, found, (start, _), step in zip(texts, ids, trees, spans, steps, strict=True):
         if found is None:
             samples.append(_left_out(text, UNPARSED))
             continue
@@ -144,6 +147,20 @@ def ordered_samples(
     return samples
 
 
+def by_words(find: WordParser) -> Parser:
+    """A parser of texts whose words stand between white space."""
+
+    def trees(texts: Sequence[str]) -> list[Document | None]:
+        """One document per text."""
+        depths = [find(text.split()) for text in texts]
+        return [
+            None if found is None else {"text": text, "features": tree_features(found)}
+            for text, found in zip(texts, depths, strict=True)
+        ]
+
+    return trees
+
+
 def _first_document(row: Sequence[int], special: SpecialIds) -> tuple[int, int]:
     """Its first and last place; the first token may be the same as EOS, or BOS."""
     start = int(len(row) > 0 and row[0] == special.bos)
@@ -152,17 +169,9 @@ def _first_document(row: Sequence[int], special: SpecialIds) -> tuple[int, int]:
 
 
 def _token_depths(
-    texts: Sequence[str],
-    depths: Sequence[Sequence[int] | None],
-    tokenizer: PreTrainedTokenizerFast,
-    special: SpecialIds,
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, special: SpecialIds
 ) -> list[tuple[list[int], Places]]:
-    """Tokens and their depths of every text that has some, as packing would give them."""
-    documents = [
-        {"text": text, "features": tree_features(found)}
-        for text, found in zip(texts, depths, strict=True)
-        if found is not None
-    ]
+    """Tokens and their depths of every document, as packing would give them."""
     result = []
     for batch in encode_documents(documents, tokenizer, special, PackingReport()):
         cuts = np.cumsum(batch.lengths)[:-1]

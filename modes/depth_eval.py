@@ -21,6 +21,8 @@ from algorithm import open_checkpoint
 from data.depth import DEPTH
 from data.grammar_model import ProbabilisticGrammar
 from data.packing import FEATURE_DTYPE
+from data.parse_store import PARSED
+from data.source import Document
 from dataloader import LanguageData
 from decoding.denoise import with_prompts
 from decoding.trace import RevealTrace
@@ -39,6 +41,7 @@ from evaluation.unmasking import (
     USED,
     OrderedSample,
     Parser,
+    by_words,
     ordered_samples,
     rank_lines,
     tau_metrics,
@@ -148,16 +151,25 @@ def token_nll(model: Diffusion, batch: dict[str, Any], draw: int) -> Tensor:
 
 
 def tree_parser(data: LanguageData) -> Parser | None:
-    """Depths of the words of a sentence, where the source knows its own trees."""
-    source = data.source
-    if not isinstance(source, ProbabilisticGrammar):
+    """What finds the trees of samples: the grammar, or the parser of `data.parse`."""
+    source = data.plain_source
+    if isinstance(source, ProbabilisticGrammar):
+
+        def depths(words: Sequence[str]) -> Sequence[int] | None:
+            """Those of a sentence of the grammar."""
+            sentence = source.parse(words)
+            return None if sentence is None else sentence.depths
+
+        return by_words(depths)
+    if data.config.data.get("parse") is None:
         return None
 
-    def depths(words: Sequence[str]) -> Sequence[int] | None:
-        sentence = source.parse(words)
-        return None if sentence is None else sentence.depths
+    def trees(texts: Sequence[str]) -> list[Document | None]:
+        """Documents with the words that the parser found; None for what it could not parse."""
+        found = zip(texts, data.parser.parse(texts), strict=True)
+        return [parse.document(text) if parse.status == PARSED else None for text, parse in found]
 
-    return depths
+    return trees
 
 
 def sample_orders(model: Diffusion, cfg: DictConfig, parser: Parser | None) -> list[OrderedSample]:

@@ -11,6 +11,7 @@ from evaluation.unmasking import (
     UNPARSED,
     USED,
     block_ranks,
+    by_words,
     kendall_tau_b,
     ordered_samples,
     rank_lines,
@@ -70,7 +71,7 @@ def parser(grammar):
         sentence = grammar.parse(words)
         return None if sentence is None else sentence.depths
 
-    return depths
+    return by_words(depths)
 
 
 def rows_of(texts, tokenizer):

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from data.grammar import Grammar
+from dataloader import LanguageData
 from evaluation.breakdown import PADDING, ClassRatios
-from evaluation.unmasking import tau_metrics
+from evaluation.unmasking import by_words, tau_metrics
 from modes import ppl_eval
-from modes.depth_eval import Scores, add_batch, run, sample_orders
+from modes.depth_eval import Scores, add_batch, run, sample_orders, tree_parser
 from runtime.errors import ConfigError
 from runtime.run import load_summary
 from tests.grammar_runs import LENGTH, save_checkpoint
@@ -156,7 +157,7 @@ def orders(rule, parser, *options, num_samples=60):
         "sampling.batch_size=50", *options,
         *([f"sampling.strategy={{_target_:{rule}}}"] if rule else []),
     )  # fmt: skip
-    return tau_metrics(sample_orders(small_model(*options), cfg, parser))
+    return tau_metrics(sample_orders(small_model(*options), cfg, by_words(parser)))
 
 
 def chain(words):
@@ -190,10 +191,8 @@ def test_first_hitting_does_not_look_at_trees(options):
 
 def test_the_order_does_not_depend_on_the_batch_size():
     base = ("trainer=cpu", "mode=depth_eval", "mode.num_samples=6")
-    whole, parts = (
-        sample_orders(small_model(), compose_config(*base, f"sampling.batch_size={size}"), chain)
-        for size in (6, 2)
-    )
+    sizes = [compose_config(*base, f"sampling.batch_size={size}") for size in (6, 2)]
+    whole, parts = (sample_orders(small_model(), cfg, by_words(chain)) for cfg in sizes)
     assert [sample.line() for sample in whole] == [
         {**sample.line(), "step": same.line()["step"]}
         for sample, same in zip(parts, whole, strict=True)
@@ -249,3 +248,15 @@ def test_an_algorithm_without_tokens_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("modes.depth_eval.Diffusion", type("Other", (), {}))
     with pytest.raises(ConfigError, match="algo=mdlm: mode=depth_eval has no likelihood"):
         run(evaluation(tmp_path, "depth_eval", "out"))
+
+
+def test_samples_of_parsed_data_get_their_trees_from_its_parser():
+    parse = "{parser:{_target_:tests.plugins.toy_parser.ToyParser},folder:x,documents_per_part:4}"
+    cfg = compose_config("data=pydocs", f"+data.parse={parse}")
+    parser = tree_parser(LanguageData(cfg))
+    first, second = parser(["a dog", "FAIL"])
+    assert first == {
+        "text": "a dog", "spans": [(0, 1), (2, 5)], "features": {"depth": [0, 2], "height": [2, 2]},
+    }  # fmt: skip
+    assert second is None
+    assert tree_parser(LanguageData(compose_config("data=pydocs"))) is None

@@ -124,7 +124,7 @@ def row(results: Sequence[dict], variant: Variant) -> tuple:
         moved = mean_interval(difference(results, variant, model))
         cells += [f"{moved.value:+.4f}", interval(moved, sign=True)]
     good, all_samples = (
-        int(sum(values(runs, "samples", name))) for name in ("grammatical", "samples")
+        int(sum(values(runs, "samples", name))) for name in ("num_grammatical", "num_samples")
     )
     low, high = wilson_interval(good, all_samples)
     return *cells, f"{good / all_samples:.1%}", f"[{low:.1%}, {high:.1%}]"

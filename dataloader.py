@@ -72,13 +72,13 @@ class LanguageData(L.LightningDataModule):
             config: the configuration of the evaluation.
             tokenizer: the checkpoint's.
             named: whether the user asked for `data.tokenizer_name_or_path`; it must then agree.
-            with_parse: whether depths are wanted; a likelihood needs none, and whoever evaluates
-                need not have parsed.
+            with_parse: whether depths are wanted; a likelihood needs none, so where the parse of
+                some split is not there the data is read without it.
 
         Raises:
             DataError: it does not.
         """
-        if config.data.get("parse") is not None and not with_parse:
+        if not with_parse and not cls(config).is_parsed:
             config = config.copy()
             config.data.parse = None
         if named:
@@ -97,6 +97,13 @@ class LanguageData(L.LightningDataModule):
         if store is None:
             return self.plain_source
         return ParsedSource(self.plain_source, store, command_for("parse_depth"))
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether `data.parse` is unset or has parsed every split: no word lacks its depth."""
+        store = self.parse_store
+        splits = () if store is None else self.plain_source.splits
+        return all(store.index_path(split).is_file() for split in splits if store is not None)
 
     @cached_property
     def plain_source(self) -> Source:

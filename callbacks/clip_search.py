@@ -42,7 +42,8 @@ class ClipSearch(L.Callback):
         method: `binned` draws times over the full interval and reads all variances off these
             draws; `exact`, the published way, makes a forward pass for every interval.
         draws: forward passes per batch of `binned`.
-        num_batches: validation batches used, per process.
+        num_rows: validation rows used, the first ones of the split, on any number of processes;
+            `exact` still depends on how they are cut into batches, within which it takes variances.
 
     Raises:
         ConfigError: an unknown method, or numbers below 1.
@@ -56,18 +57,18 @@ class ClipSearch(L.Callback):
         delta: float = 0.05,
         method: str = "binned",
         draws: int = 3,
-        num_batches: int = 100,
+        num_rows: int = 10_000,
     ) -> None:
         if method not in METHODS:
             raise ConfigError(
                 f"callbacks.clip_search.method={method}: allowed {', '.join(METHODS)}"
             )
-        for key, value in {"draws": draws, "num_batches": num_batches}.items():
+        for key, value in {"draws": draws, "num_rows": num_rows}.items():
             if value < 1:
                 raise ConfigError(f"callbacks.clip_search.{key}={value}: allowed 1 or more")
         self.widths, self.delta = list(widths), delta
         self.enabled = enabled and bool(self.widths)
-        self.fix, self.method, self.draws, self.num_batches = fix, method, draws, num_batches
+        self.fix, self.method, self.draws, self.num_rows = fix, method, draws, num_rows
         self.intervals: list[Interval] = []
         self._parts: list[list[Tensor]] = []
 
@@ -108,11 +109,14 @@ class ClipSearch(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw losses on a validation batch; the moving average is in place."""
-        if self._searches(trainer) and batch_idx < self.num_batches:
+        if self._searches(trainer):
             self.draw(pl_module, batch, trainer.global_step, batch_idx)
 
     def draw(self, module: Any, batch: dict[str, Tensor], step: int, batch_idx: int) -> None:
         """Losses of the blocks of one batch, with random numbers keyed by `step`."""
+        batch = _first_rows(batch, self.num_rows)
+        if not len(batch["index"]):
+            return
         with torch.autocast(module.device.type, enabled=False):
             if self.method == "exact":
                 losses = [
@@ -136,8 +140,13 @@ class ClipSearch(L.Callback):
         """Compare the intervals over all ranks, choose, log."""
         if not self._searches(trainer) or not self._parts:
             return
+        step = trainer.global_step
         variances = self.variances(pl_module)
-        best = self.intervals[least_variance(variances)]
+        number = least_variance(variances)
+        if number is None:
+            log.warning("step %d: no finite variance to compare, search skipped", step)
+            return
+        best = self.intervals[number]
         if not self.fix:
             pl_module.process.interval = best
         low, high = pl_module.process.interval
@@ -146,7 +155,7 @@ class ClipSearch(L.Callback):
         if trainer.is_global_zero:
             log.info(
                 "step %d: least variance %.4g on [%g, %g], %.4g on the full interval; training on"
-                " [%g, %g]", trainer.global_step, variances.nan_to_num(nan=torch.inf).min(),
+                " [%g, %g]", step, variances.nan_to_num(nan=torch.inf).min(),
                 *best, variances[0], low, high,
             )  # fmt: skip
 
@@ -166,6 +175,15 @@ class ClipSearch(L.Callback):
         tables = [logger.path for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         if self.enabled and trainer.is_global_zero and tables and tables[0].is_file():
             plot_searches(tables[0], tables[0].with_name("clip_search.png"))
+
+
+def _first_rows(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The rows of a batch that are among the first `count` of their split."""
+    chosen_B = batch["index"] < count
+    columns = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+    if bool(chosen_B.all()):
+        return columns
+    return {key: value[chosen_B] for key, value in columns.items()}
 
 
 def _name(interval: Interval) -> str:

@@ -33,7 +33,8 @@ def candidate_intervals(
     """The full interval, then for every width those that begin at multiples of `delta`.
 
     As published: 36 for widths 0.5, ..., 0.9 and delta 0.05; for blocks of one token the full
-    interval and (1, 1), whose loss is the autoregressive likelihood. No interval begins below 1e-3.
+    interval and (1, 1), whose loss is the autoregressive likelihood. No interval begins below 1e-3
+    or ends above 1 (a `delta` that does not divide 1 - width leaves a rest).
 
     Raises:
         ValueError: with `resample`, an interval that holds no rate of a block of this size.
@@ -125,12 +126,8 @@ def _redrawing_weights(
     return torch.where(accepted_N, chance_N.clamp(min=1e-12).reciprocal(), 0.0)
 
 
-def least_variance(variances_I: Float[Tensor, " I"]) -> int:
-    """Number of the interval with the least variance: the first of equals; nan never wins.
-
-    Raises:
-        ValueError: all are nan.
-    """
-    if bool(variances_I.isnan().all()):
-        raise ValueError("algo.clip_search_widths: no interval was drawn twice; validate more rows")
+def least_variance(variances_I: Float[Tensor, " I"]) -> int | None:
+    """Number of the least finite variance: the first of equals; None if there is none."""
+    if not bool(variances_I.isfinite().any()):
+        return None
     return int(variances_I.nan_to_num(nan=math.inf).argmin())

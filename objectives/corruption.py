@@ -10,6 +10,7 @@ With `resample` the masks of a block are conditioned on a rate m / S inside [low
 Legend: B sequences, L tokens, K blocks, S block size (L = K S).
 """
 
+from collections import deque
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -156,7 +157,8 @@ class MaskingProcess:
         if not self.resample:
             return None
         shape = *noise.time_BK.shape, self.block_size
-        *_, pmf_BKC = count_distribution(noise.probability_BL.view(shape), maskable_BL.view(shape))
+        tables = count_distribution(noise.probability_BL.view(shape), maskable_BL.view(shape))
+        pmf_BKC = deque(tables, maxlen=1).pop()  # of the whole block; the others are let go
         return pmf_BKC.flatten(0, 1)
 
     def draw_for_bound(

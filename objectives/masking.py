@@ -103,7 +103,7 @@ def truncated_binomial(
     p = probability_BK[..., None].double().clamp(1e-12, 1 - 1e-12)
     log_pmf = (
         torch.lgamma(trials + 1)
-        - torch.lgamma(support + 1.0)
+        - torch.lgamma(support.double() + 1.0)
         - torch.lgamma((trials - support).clamp(min=0) + 1)
         + support * p.log()
         + (trials - support) * torch.log1p(-p)
@@ -150,7 +150,8 @@ def conditioned_bernoulli_mask(
 
     What redrawing a block until its count fits would give, without the loop: token after token,
     with the probability that it is masked and the rest can still fit, by Bayes' rule from
-    `count_distribution`. Where fewer than `least` tokens can be masked, all of them are.
+    `count_distribution`. Where fewer than `least` tokens can be masked, all of them are. Memory is
+    B L (S + 1) double numbers: meant for blocks, not for whole rows of a thousand tokens.
     """
     shape = uniform_BL.shape[0], -1, block_size
     maskable_BKS = maskable_BL.view(shape)
@@ -171,7 +172,11 @@ def conditioned_bernoulli_mask(
         p_BK = p_BKS[..., place]
         masked_BK, open_BK = p_BK * with_BK, (1.0 - p_BK) * without_BK
         uniform_BK = uniform_BL.view(shape)[..., place].double()
-        mask_BK = uniform_BK * (masked_BK + open_BK) < masked_BK
+        possible_BK = masked_BK + open_BK
+        mask_BK = uniform_BK * possible_BK < masked_BK
+        # Chances may be too small for a number: then tokens are masked as soon as all are needed.
+        needed_BK = least_BK - done_BK > maskable_BKS[..., place + 1 :].sum(-1)
+        mask_BK = torch.where(possible_BK > 0, mask_BK, needed_BK & maskable_BKS[..., place])
         masks.append(mask_BK)
         done_BK = done_BK + mask_BK
     return torch.stack(masks, dim=-1).view(uniform_BL.shape)

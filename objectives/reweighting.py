@@ -21,7 +21,8 @@ between tokens the expected loss is again a bound on -log p, as in GenMD4 (arXiv
 its p^w_i would lose p(t_min)^w_i of a light token's loss to the cut at t_min, the odds lose
 w_i p(t_min)). But that holds for weights given from outside. Here they come from the parse of the
 text itself, so what is bounded is the likelihood given the depths of the words, not that of the
-text alone; validation therefore always reports the bound of the unweighted schedule.
+text alone; validation therefore always reports the bound of the unweighted schedule. Times clipped
+to an interval and masks resampled inside it make any training loss a surrogate, weighted or not.
 
 Legend: B sequences, L tokens, K blocks, S block size (L = K S).
 """
@@ -32,12 +33,18 @@ from torch import Tensor
 
 DEPTH_MODES = ("dependency", "none", "random", "position")
 TARGETS = ("loss", "schedule")
+MIN_ODDS = 1e-3
 
 
 def tilted_schedule(
     probability: Float[Tensor, "*shape"], odds: Float[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """p_i = w p / (1 + (w - 1) p), and the factor 1 / (1 + (w - 1) p) of its weight p_i' / p_i."""
+    """p_i = w p / (1 + (w - 1) p), and the factor 1 / (1 + (w - 1) p) of its weight p_i' / p_i.
+
+    Odds below `MIN_ODDS` count as that: such a token would be masked at p = 1 alone, which single
+    precision cannot tell from just below.
+    """
+    odds = odds.clamp(min=MIN_ODDS)
     factor = (1.0 + (odds - 1.0) * probability).reciprocal()
     return odds * probability * factor, factor
 
@@ -71,8 +78,8 @@ class DepthReweighting:
     Args:
         mix_alpha: share of the depth's weights, in [0, 1]; 0 is no reweighting at all.
         depth_mode: what stands for the depth: `dependency`, the depth itself; `random`, the depths
-            of the unit's words dealt out anew (a control with the same weights on other words);
-            `position`, the place in the unit; `none`, nothing.
+            of the unit's tokens dealt out anew (a control with the same weights on other tokens,
+            pieces of words included); `position`, the place in the unit; `none`, nothing.
         depth_temp: temperature of the softmax, above 0.
         normalize_depth: divide a depth by the greatest one of its sentence (a place by S - 1).
         reverse: false gives deep words the weight, true gives it to the root.

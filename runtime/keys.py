@@ -95,7 +95,9 @@ def _is_values(value: Any) -> bool:
 
 
 def _is_widths(value: Any) -> bool:
-    return isinstance(value, list) and all(is_number(width) and 0 < width < 1 for width in value)
+    return isinstance(value, list) and all(
+        is_number(width) and 0.01 <= width < 1 for width in value
+    )
 
 
 def _is_splits(value: Any) -> bool:
@@ -134,7 +136,7 @@ KEYS: tuple[Key, ...] = (
     _flag("algo.mdlm_loss_scale", **_OPTIONAL),
     _flag("algo.var_min", **_OPTIONAL),
     _flag("algo.fix_clipping", **_OPTIONAL),
-    Key("algo.clip_search_widths", _is_widths, "a list of numbers in (0, 1)", optional=True),
+    Key("algo.clip_search_widths", _is_widths, "a list of numbers in [0.01, 1)", optional=True),
     _number("algo.clip_search_delta", "(0, 1)", **_OPTIONAL),
     # token weights
     _number("masking.mix_alpha", "[0, 1]", **_OPTIONAL),

@@ -29,7 +29,8 @@ def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> Dic
         for section in IDENTITY:
             if section in stored and section not in keys:
                 result[section] = stored[section]
-        for key in keys:
+        # A group inside a section, data/parse, goes before the keys inside it, data.parse.folder.
+        for key in sorted((key.replace("/", ".") for key in keys), key=lambda key: key.count(".")):
             if "." in key and key.split(".")[0] in IDENTITY:
                 OmegaConf.update(result, key, OmegaConf.select(cfg, key), force_add=True)
         # Where files are kept belongs to this machine, not to the one that wrote the checkpoint.

@@ -32,6 +32,7 @@ def validate(cfg: DictConfig) -> None:
     check_targets(cfg)
     _check_shapes(cfg)
     _check_times(cfg)
+    _check_masking(cfg)
     _check_batches(cfg)
     _check_files(cfg)
     _check_sharding(cfg)
@@ -127,6 +128,23 @@ def _check_batches(cfg: DictConfig) -> None:
     """What is known without counting devices; `runtime.trainer` checks the rest."""
     _check_divides(cfg, "batch_size", "global_batch_size")
     _check_divides(cfg, "eval_batch_size", "eval_global_batch_size")
+
+
+def _check_masking(cfg: DictConfig) -> None:
+    """Weights of tokens that nobody would use."""
+    alpha = value_of(cfg, "masking.mix_alpha", 0.0)
+    if not alpha:
+        return
+    if value_of(cfg, "masking.name") == "none":
+        raise ConfigError(
+            f"masking.mix_alpha={alpha}: masking=none has no weights; allowed: 0, or"
+            f" masking=dependency masking.mix_alpha={alpha}"
+        )
+    if value_of(cfg, "algo.name") == "ar":
+        raise ConfigError(
+            f"masking.mix_alpha={alpha}: algo=ar masks nothing; allowed: masking=none, or"
+            " algo=mdlm, bd3lm"
+        )
 
 
 def _check_divides(cfg: DictConfig, part: str, whole: str) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evaluation.statistics import MeanEstimate, mean_interval, wilson_interval  # noqa: E402
+from evaluation.statistics import MeanEstimate, mean_interval  # noqa: E402
 from evaluation.tables import text_table  # noqa: E402
 from scripts.stages import stage  # noqa: E402
 
@@ -58,7 +58,8 @@ BLOCKS = ("algo=bd3lm", "block_size=16", "trainer.max_steps=1000", "trainer.val_
 SAMPLES = ("sampling.batch_size=500", "sampling.num_sample_batches=2")
 HEADER = (
     "share", "depth", "heavy", "BD3-LM nats/token", "95 % over seeds", "minus share 0",
-    "95 %, paired", "MDLM nats/token", "minus share 0", "95 %, paired", "grammatical", "95 %",
+    "95 %, paired", "minus random", "95 %, paired", "MDLM nats/token", "minus share 0",
+    "95 %, paired", "grammatical", "95 % over seeds",
 )  # fmt: skip
 DEEPEST = 6  # deeper words are few
 
@@ -91,20 +92,23 @@ def of(results: Sequence[dict], variant: Variant) -> dict[int, dict]:
 
 
 def values(runs: dict[int, dict], model: str, metric: str = "nll") -> list[float]:
-    """One metric over the seeds."""
-    return [run[model][metric] for run in runs.values() if metric in run[model]]
+    """One metric over the seeds; a depth that no test sentence has is in none of them."""
+    return [run[model][metric] for run in runs.values()]
 
 
 def difference(
-    results: Sequence[dict], variant: Variant, model: str, metric: str = "nll"
+    results: Sequence[dict],
+    variant: Variant,
+    model: str,
+    metric: str = "nll",
+    reference: Variant = BASELINE,
 ) -> list[float]:
-    """The metric minus that of the baseline with the same seed."""
-    base = of(results, BASELINE)
+    """The metric minus that of the reference with the same seed."""
+    base = of(results, reference)
     runs = of(results, variant)
     return [
         runs[seed][model][metric] - base[seed][model][metric]
         for seed in sorted(runs.keys() & base.keys())
-        if metric in runs[seed][model] and metric in base[seed][model]
     ]
 
 
@@ -112,29 +116,40 @@ def row(results: Sequence[dict], variant: Variant) -> tuple:
     """One line of the table."""
     runs = of(results, variant)
     heavy = "-" if variant.alpha == 0 else ("root" if variant.reverse else "leaves")
-    cells: list = [variant.alpha, variant.mode if variant.alpha else "-", heavy]
-    for model in ("bd3lm", "mdlm"):
-        mean = mean_interval(values(runs, model))
-        cells.append(mean.value)
-        if model == "bd3lm":
-            cells.append(interval(mean))
-        if variant == BASELINE:
-            cells += [None, None]
-            continue
-        moved = mean_interval(difference(results, variant, model))
-        cells += [f"{moved.value:+.4f}", interval(moved, sign=True)]
-    good, all_samples = (
-        int(sum(values(runs, "samples", name))) for name in ("num_grammatical", "num_samples")
+    control = Variant(variant.alpha, "random", variant.reverse)
+    has_control = variant.mode != "random" and control in VARIANTS
+    mean = mean_interval(values(runs, "bd3lm"))
+    rates = [run["samples"]["grammatical_rate"] for run in runs.values()]
+    rate = mean_interval(rates)
+    return (
+        variant.alpha,
+        variant.mode if variant.alpha else "-",
+        heavy,
+        mean.value,
+        interval(mean),
+        *_moved(results, variant, "bd3lm", None if variant == BASELINE else BASELINE),
+        *_moved(results, variant, "bd3lm", control if has_control else None),
+        mean_interval(values(runs, "mdlm")).value,
+        *_moved(results, variant, "mdlm", None if variant == BASELINE else BASELINE),
+        f"{rate.value:.1%}",
+        interval(rate, ".1%"),
     )
-    low, high = wilson_interval(good, all_samples)
-    return *cells, f"{good / all_samples:.1%}", f"[{low:.1%}, {high:.1%}]"
 
 
-def interval(estimate: MeanEstimate, sign: bool = False) -> str:
+def _moved(
+    results: Sequence[dict], variant: Variant, model: str, reference: Variant | None
+) -> tuple[str | None, str | None]:
+    """Mean difference to the reference over seeds, and its interval."""
+    if reference is None:
+        return None, None
+    moved = mean_interval(difference(results, variant, model, reference=reference))
+    return f"{moved.value:+.4f}", interval(moved, "+.4f")
+
+
+def interval(estimate: MeanEstimate, form: str = ".4f") -> str:
     """[low, high], or a dash where one seed says nothing of the others."""
     if math.isnan(estimate.low):
         return "-"
-    form = "+.4f" if sign else ".4f"
     return f"[{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
@@ -150,7 +165,9 @@ def depth_table(results: Sequence[dict], model: str) -> str:
         cells = [mean_interval(m) for m in moved]
         rows.append([variant.name, *(f"{c.value:+.3f}{'*' if _clear(c) else ''}" for c in cells)])
     header = [f"{model}, nats by depth", *(str(d) for d in depths)]
-    return text_table(header, rows) + "\n* the 95 % interval over seeds excludes 0"
+    return text_table(header, rows) + (
+        "\n* the 95 % interval over seeds excludes 0, as one cell in twenty would by chance"
+    )
 
 
 def _clear(estimate: MeanEstimate) -> bool:
@@ -205,11 +222,11 @@ def main() -> None:
     work = [(variant, int(seed)) for seed in options.seeds.split(",") for variant in VARIANTS]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: measure(*job, out, options.overrides), work))
+    (out / "table.json").write_text(json.dumps(results, indent=1))
     tables = [text_table(HEADER, [row(results, variant) for variant in VARIANTS])]
     tables += [depth_table(results, model) for model in ("bd3lm", "mdlm")]
     print("\n\n".join(tables))
     (out / "table.md").write_text("\n\n".join(tables) + "\n")
-    (out / "table.json").write_text(json.dumps(results, indent=1))
     plot(results, out / "dependency.png")
 
 

@@ -16,4 +16,4 @@ fi
 
 $python main.py experiment=$experiment "$@"
 folder=$($python main.py experiment=$experiment "$@" --cfg job --resolve --package paths | sed -n 's/^run_dir: //p')
-$python main.py mode=ppl_eval eval.checkpoint_path="$folder/best.ckpt" paths.run_dir="$folder/ppl_eval"
+$python main.py experiment=$experiment mode=ppl_eval "$@" eval.checkpoint_path="$folder/best.ckpt" paths.run_dir="$folder/ppl_eval"

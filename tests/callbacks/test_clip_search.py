@@ -91,7 +91,7 @@ def count_passes(monkeypatch, folder, run_dir, *overrides):
         return original(self, batch, counter, interval)
 
     monkeypatch.setattr(MDLM, "block_losses", block_losses)
-    fit(folder, run_dir, *SEARCH, "callbacks.clip_search.num_batches=1", *overrides)
+    fit(folder, run_dir, *SEARCH, "callbacks.clip_search.num_rows=8", *overrides)
     return len(passes) / len(searches(run_dir))
 
 
@@ -158,6 +158,33 @@ def test_a_chosen_interval_far_from_the_full_one_is_plotted(tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
+def test_the_first_rows_are_searched_however_they_are_cut():
+    seen = []
+
+    class Seen(TwoBatches):
+        def block_losses(self, batch, counter, interval):
+            seen.append(batch["index"].tolist())
+            return super().block_losses(0, (0, 0, 0), interval)
+
+    callback = ClipSearch([0.5], num_rows=3, draws=1)
+    callback.list_intervals(TwoBatches())
+    for rows in ([1, 3], [0, 2], [4, 5]):
+        callback.draw(Seen(), {"index": torch.tensor(rows), "draws": []}, step=0, batch_idx=0)
+    assert seen == [[1], [0, 2]]
+
+
+def test_a_search_without_a_finite_variance_changes_nothing(folder, tmp_path, monkeypatch):
+    original = MDLM.block_losses
+
+    def block_losses(self, batch, counter, interval):
+        found = original(self, batch, counter, interval)
+        return found._replace(loss_N=found.loss_N * float("nan"))
+
+    monkeypatch.setattr(MDLM, "block_losses", block_losses)
+    fit(folder, tmp_path, *SEARCH)
+    assert not searches(tmp_path) and last(tmp_path)["sampling_interval"] == list(FULL_INTERVAL)
+
+
 class TwoBatches:
     """A model whose two blocks per batch lose what the test says."""
 
@@ -166,7 +193,8 @@ class TwoBatches:
     losses = {0: [[1.0, 3.0], [2.0, 2.0]], 1: [[0.0, 4.0], [5.0, 7.0]]}  # noqa: RUF012
 
     def block_losses(self, batch, counter, interval):
-        loss = torch.tensor(self.losses[batch][counter[2]])
+        number = int(batch["index"]) if isinstance(batch, dict) else batch
+        loss = torch.tensor(self.losses[number][counter[2]])
         return BlockLosses(torch.zeros(2), loss, torch.ones(2), torch.ones(2), None)
 
     def gather(self, values):
@@ -176,6 +204,7 @@ class TwoBatches:
 def test_exact_statistics_are_those_of_the_batches():
     callback = ClipSearch([0.5], method="exact", delta=0.9)
     callback.list_intervals(TwoBatches())
-    for batch in (0, 1):
-        callback.draw(TwoBatches(), batch, step=0, batch_idx=batch)
+    for number in (0, 1):
+        batch = {"index": torch.tensor([number])}
+        callback.draw(TwoBatches(), batch, step=0, batch_idx=number)
     assert callback.variances(TwoBatches()).tolist() == [(2.0 + 8.0) / 2, (0.0 + 2.0) / 2]

@@ -11,17 +11,21 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.parse_store import Parser, ParseStore, Part, write_part
+from data.parse_store import EMPTY, FAILED, ParsedDocument, Parser, ParseStore, Part, write_part
 from data.source import Source, require_split
 
 Tick = Callable[[int], None]
+
+# Where so many texts fail and none succeeds, it is the parser that fails.
+_TOO_MANY_FAILED = 8
 
 
 class Shard(NamedTuple):
@@ -92,7 +96,7 @@ def parse_split(
 
     Raises:
         DataError: a part on disk is damaged, of other texts, or made by another parser; a model
-            is missing; a process was killed.
+            is missing; a process was killed; all texts of a part failed.
     """
     require_split(source, split)
     identity = parser.identity()
@@ -152,8 +156,20 @@ class _Work(NamedTuple):
         """Parse and write a part; returns its counts."""
         path = self.store.part_path(self.split, task.number)
         key = self.store.part_key(self.split, task.number, self.identity)
-        write_part(path, key, task.texts, self.parser.parse(task.texts))
+        documents = self.parser.parse(task.texts)
+        _require_success(path, documents)
+        write_part(path, key, task.texts, documents)
         return Part(path, key).counts()
+
+
+def _require_success(path: Path, documents: Sequence[ParsedDocument]) -> None:
+    found = [document for document in documents if document.status != EMPTY]
+    if len(found) < _TOO_MANY_FAILED or any(document.status != FAILED for document in found):
+        return
+    raise DataError(
+        f"{path}: not written, because all {len(found)} documents failed, the first with"
+        f" {found[0].error}; mend the parser (data.parse) and run again"
+    )
 
 
 def _run(work: _Work, tasks: Iterable[Task], processes: int) -> Iterator[Counter[str]]:
@@ -218,4 +234,8 @@ def usable_processes(wanted: int | None, on_gpu: bool) -> int:
     """The processes to parse with: as wanted, else one for a GPU, else one per core."""
     if wanted is not None:
         return wanted
-    return 1 if on_gpu else len(os.sched_getaffinity(0))
+    if on_gpu:
+        return 1
+    # macOS and Windows have no such function.
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1

@@ -32,7 +32,8 @@ _WORDS_ON_CPU, _WORDS_ON_GPU = 1500, 10_000
 # spends a fifth of the time on; it waits until so many words have been seen.
 _WORDS_PER_COLLECTION = 50_000
 _NOT_SENT = ("_models", "_pipeline")  # to another process
-_CHARACTERS_PER_CALL = 500_000  # of the tokenizer
+# Texts that are parsed together: enough to sort by length, few enough to fit into memory.
+_CHARACTERS_PER_SLICE = 500_000
 
 
 class Sentence(NamedTuple):
@@ -95,6 +96,7 @@ class StanzaParser:
         self.lemma = lemma
         self.resolve_head_constraints = resolve_head_constraints
         self.use_gpu = use_gpu
+        self._words_since_collection = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process loads the models itself.
@@ -136,15 +138,23 @@ class StanzaParser:
         """The words of every text, with their depth and the height of their tree.
 
         What makes Stanza fail is looked for by halves, and only that text is given up.
+
+        Raises:
+            DataError: the models cannot be loaded.
+            MemoryError, torch.OutOfMemoryError: one text alone takes too much memory.
         """
         documents: list[ParsedDocument | None] = [
             None if text.strip() else _EMPTY for text in texts
         ]
         places = [place for place, document in enumerate(documents) if document is None]
+        if places:
+            # Here, because below an error of loading would be taken for one of a text.
+            self._pipeline  # noqa: B018
         with _one_thread(not self.on_gpu), _no_collection():
-            found = self._parse_or_split([texts[place] for place in places])
-        for place, document in zip(places, found, strict=True):
-            documents[place] = document
+            for part in batches(places, lambda n: len(texts[n]), _CHARACTERS_PER_SLICE):
+                found = self._parse_or_split([texts[place] for place in part])
+                for place, document in zip(part, found, strict=True):
+                    documents[place] = document
         return [document for document in documents if document is not None]
 
     def _parse_or_split(self, texts: Sequence[str]) -> list[ParsedDocument]:
@@ -157,6 +167,9 @@ class StanzaParser:
         # Whatever a model stumbles over: unforeseen characters, too little memory.
         except Exception as error:
             if len(texts) == 1:
+                # The text is not bad: with more memory, or on another machine, it is parsed.
+                if _is_lack_of_memory(error):
+                    raise
                 reason = (str(error).splitlines() or [""])[0]
                 failed = f"{type(error).__name__}: {reason}"
                 return [ParsedDocument(FAILED, 0, (), (), (), (), failed)]
@@ -180,15 +193,29 @@ class StanzaParser:
                     forms = [text[start:end] for start, end in spans]
                     yield Sentence(number, forms, [(*span, 1) for span in spans])
             return
+        words = 0
+        for sentence in self._tokenized(texts):
+            words += len(sentence.forms)
+            yield sentence
+        self._saw(words)
+
+    def _tokenized(self, texts: Sequence[str]) -> Iterator[Sentence]:
+        """Sentences and words as Stanza finds them."""
         from stanza.models.common.doc import Document
 
-        for batch in batches(range(len(texts)), lambda n: len(texts[n]), _CHARACTERS_PER_CALL):
-            documents = [Document([], text=texts[number]) for number in batch]
-            for name in ("tokenize", "mwt"):
-                if name in self._pipeline.processors:
-                    documents = self._pipeline.processors[name].bulk_process(documents)
-            for number, document in zip(batch, documents, strict=True):
-                yield from stanza_sentences(number, document)
+        documents = [Document([], text=text) for text in texts]
+        for name in ("tokenize", "mwt"):
+            if name in self._pipeline.processors:
+                documents = self._pipeline.processors[name].bulk_process(documents)
+        for number, document in enumerate(documents):
+            yield from stanza_sentences(number, document)
+
+    def _saw(self, words: int) -> None:
+        """Count words whose objects nobody needs any more; remove them once they are many."""
+        self._words_since_collection += words
+        if self._words_since_collection >= _WORDS_PER_COLLECTION:
+            gc.collect()
+            self._words_since_collection = 0
 
     def _depths(self, sentences: Sequence[Sentence]) -> list[Sequence[int] | None]:
         """Depth of every word of every sentence; None for one that is too long."""
@@ -197,15 +224,11 @@ class StanzaParser:
         places = [p for p, sentence in enumerate(sentences) if len(sentence.forms) <= limit]
         words = [len(sentence.forms) for sentence in sentences]
         places.sort(key=words.__getitem__)
-        seen = 0
         for batch in batches(places, words.__getitem__, self._words_per_batch):
             heads = self._heads([sentences[place].forms for place in batch])
             for place, found in zip(batch, heads, strict=True):
                 depths[place] = depths_from_heads(found)
-                seen += words[place]
-            if seen >= _WORDS_PER_COLLECTION:
-                gc.collect()
-                seen = 0
+            self._saw(sum(words[place] for place in batch))
         return depths
 
     def _heads(self, sentences: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -224,6 +247,18 @@ class StanzaParser:
     @cached_property
     def _pipeline(self) -> Any:
         self._models.files()
+        try:
+            return self._load()
+        # Damaged files, too little memory, files of another version of the library.
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise DataError(
+                f"data.parse.model_dir={self._models.folder}: cannot load the models"
+                f" ({type(error).__name__}: {reason}); fetch damaged ones again; if memory is"
+                " short, allow fewer data.parse.num_processes"
+            ) from error
+
+    def _load(self) -> Any:
         processors = self._models.processors
         pipeline = import_stanza().Pipeline(
             self.lang,
@@ -296,6 +331,14 @@ def batches(items: Iterable[int], size: Callable[[int], int], limit: int) -> Ite
         total += size(item)
     if batch:
         yield batch
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    import torch
+
+    # On the CPU torch has no type for it.
+    on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
 
 
 @contextmanager

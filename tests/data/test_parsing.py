@@ -126,6 +126,25 @@ class Deadly(ToyParser):
         os._exit(9)
 
 
+def test_a_part_of_failures_only_is_not_written(tmp_path):
+    failing = Texts(["FAIL", " ", *["FAIL again"] * 6])
+    # Seven of them may be chance.
+    assert parse_split(failing, "train", store_of(tmp_path, 8, failing), ToyParser()).finished
+    failing = Texts(["FAIL", " ", *["FAIL again"] * 7, "well"], content="v2")
+    store = store_of(tmp_path, 9, failing)
+    message = r"part-00000\.arrow: not written, because all 8 documents failed, the first with Val"
+    with pytest.raises(DataError, match=message):
+        parse_split(failing, "train", store, ToyParser())
+    assert not list(store.folder.rglob("*.arrow"))
+    assert parse_split(failing, "train", store_of(tmp_path, 10, failing), ToyParser()).finished
+
+
+def test_cores_are_counted_where_there_is_no_affinity(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    assert usable_processes(None, on_gpu=False) == 5
+
+
 def test_as_many_processes_as_cores_but_one_for_a_gpu():
     assert usable_processes(3, on_gpu=True) == 3
     assert usable_processes(None, on_gpu=True) == 1

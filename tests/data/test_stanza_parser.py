@@ -1,5 +1,6 @@
 """Stanza at work: models trained here, trees compared with the grammar's, failures kept apart."""
 
+import gc
 import itertools
 import json
 import pickle
@@ -10,10 +11,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from data import stanza_parser
 from data.depth import depths_from_heads
 from data.errors import DataError
 from data.grammar import Grammar
@@ -149,6 +152,69 @@ def test_a_text_that_fails_is_given_up_alone(parser, monkeypatch):
     assert documents == wanted and calls == [4, 2, 1, 1, 2]
     assert (failed.status, failed.error) == ("failed", "RuntimeError: cannot")
     assert not failed.start and failed.sentences == 0
+
+
+def test_models_that_cannot_be_loaded_are_no_bad_texts(stanza_models, tmp_path):
+    copy = tmp_path / "models"
+    shutil.copytree(stanza_models, copy)
+    path = copy / "en" / "depparse" / "local.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    parser = StanzaParser(model_dir=str(copy), tokenize="words")
+    assert parser.identity()
+    with pytest.raises(DataError, match=r"model_dir=\S+models: cannot load the models \(\w+") as e:
+        parser.parse(["the dog sleeps"])
+    assert "\n" not in str(e.value)
+    assert parser.parse([" "])[0].status == "empty"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("all gone"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_too_little_memory_for_a_text_is_no_bad_text(parser, monkeypatch, error):
+    wanted = parser.parse(["the dog sleeps", "Mary sleeps"])
+    heads = StanzaParser._heads
+
+    def explode(self, rows):
+        if len(rows) > limit:
+            raise error
+        return heads(self, rows)
+
+    monkeypatch.setattr(StanzaParser, "_heads", explode)
+    limit = 1
+    assert parser.parse(["the dog sleeps", "Mary sleeps"]) == wanted
+    limit = 0
+    with pytest.raises(type(error), match=str(error)):
+        parser.parse(["the dog sleeps", "Mary sleeps"])
+
+
+def test_slices_bound_what_is_in_memory(stanza_models, sentences, monkeypatch):
+    parser = StanzaParser(model_dir=str(stanza_models))
+    texts = [sentence["text"] for sentence in sentences[:60]]
+    wanted = parser.parse(texts)
+    monkeypatch.setattr(stanza_parser, "_CHARACTERS_PER_SLICE", sum(map(len, texts)) // 6)
+    monkeypatch.setattr(stanza_parser, "_WORDS_PER_COLLECTION", 40)
+    heads, alive, slices = StanzaParser._heads, [], []
+
+    def count(self, rows):
+        objects = (item for item in gc.get_objects() if type(item).__name__ == "Word")
+        alive.append(sum(1 for _ in objects))
+        slices.append(len(rows))
+        return heads(self, rows)
+
+    gc.collect()
+    monkeypatch.setattr(StanzaParser, "_heads", count)
+    found = parser.parse(texts)
+    # All trees are those of the whole but for near ties, which follow the batch.
+    pairs = zip(found, wanted, strict=True)
+    assert sum(a.depth == b.depth for a, b in pairs) > 57
+    assert sum(slices) == sum(d.sentences for d in found) and 6 <= len(slices) <= 8
+    assert max(alive) < 60
+    assert parser.parse(texts) == found
 
 
 def test_a_word_of_several_has_the_smallest_depth():

@@ -10,7 +10,6 @@ scores of the relations, most of its work at the output, are left out unless
 import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +19,7 @@ from data.fingerprint import files_fingerprint
 from data.parse_store import EMPTY, FAILED, PARSED, TOO_LONG, UNPARSED, ParsedDocument
 from data.stanza_heads import only_heads
 from data.stanza_models import StanzaModels, import_stanza
+from data.stanza_process import is_lack_of_memory, no_collection, one_thread
 from data.words import sentences_of_words
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class StanzaParser:
         if places:
             # Here, because below an error of loading would be taken for one of a text.
             self._pipeline  # noqa: B018
-        with _one_thread(not self.on_gpu), _no_collection():
+        with one_thread(not self.on_gpu), no_collection():
             for part in batches(places, lambda n: len(texts[n]), _CHARACTERS_PER_SLICE):
                 found = self._parse_or_split([texts[place] for place in part])
                 for place, document in zip(part, found, strict=True):
@@ -168,7 +168,7 @@ class StanzaParser:
         except Exception as error:
             if len(texts) == 1:
                 # The text is not bad: with more memory, or on another machine, it is parsed.
-                if _is_lack_of_memory(error):
+                if is_lack_of_memory(error):
                     raise
                 reason = (str(error).splitlines() or [""])[0]
                 failed = f"{type(error).__name__}: {reason}"
@@ -331,37 +331,3 @@ def batches(items: Iterable[int], size: Callable[[int], int], limit: int) -> Ite
         total += size(item)
     if batch:
         yield batch
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    import torch
-
-    # On the CPU torch has no type for it.
-    on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Inside, Python does not look for unused objects by itself."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """Inside, sums are added up in an order that does not depend on the number of cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
@@ -45,21 +47,21 @@ def run(cfg: DictConfig) -> dict[str, float]:
         )
     shard = shard_of(cfg)
     metrics: dict[str, float] = {}
-    for split in splits:
-        finished = True
-        if data.parse_store is not None:
-            outcome = _parse(data, split, shard)
-            finished = outcome.finished
-            found = parse_metrics(outcome)
-            metrics |= {f"{split}/{name}": value for name, value in found.items()}
-            print(metrics_table(f"{cfg.data.name} {split}: {data.parse_store.folder}", found))
-        if not finished:
+    finished = list(splits)
+    for split in splits if data.parse_store is not None else ():
+        outcome = _parse(data, split, shard)
+        found = parse_metrics(outcome)
+        metrics |= {f"{split}/{name}": value for name, value in found.items()}
+        print(metrics_table(f"{cfg.data.name} {split}: {data.parse_store.folder}", found))
+        if not outcome.finished:
             print(f"{split}: not complete before the other shards are done")
-            continue
+            finished.remove(split)
+    # After all are parsed, because the identity of the data is that of its training split's parse.
+    for split in finished:
         counts = alignment(data.packing_report(split), split, cfg.data.name)
         metrics |= {f"{split}/{name}": value for name, value in counts.items()}
         print(metrics_table(f"{cfg.data.name} {split}: tokens", counts))
-    if finished:
+    if finished == splits:
         write_provenance(Path(cfg.paths.run_dir), provenance(cfg, data.fingerprint))
     return metrics
 
@@ -68,23 +70,42 @@ def shard_of(cfg: DictConfig) -> Shard:
     """Which parts to make: `mode.shard` of `mode.num_shards`, or a task of a SLURM array.
 
     Raises:
-        ConfigError: only one of the two is given, or there is no such shard.
+        ConfigError: only one of the two is given, there is no such shard, or the tasks of the
+            array are not evenly spaced.
     """
     number, count = cfg.mode.shard, cfg.mode.num_shards
-    if number is None and count is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        place, first, step, count = (
-            int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
-            for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1), ("COUNT", 1))
-        )
-        number = (place - first) // step
-    elif number is None and count is None:
-        return Shard()
+    if number is None and count is None:
+        # The jobs of a sweep may be tasks of an array, too; each of them has data of its own.
+        is_task = "SLURM_ARRAY_TASK_ID" in os.environ and not _is_sweep()
+        return _shard_of_array() if is_task else Shard()
     if number is None or count is None or number >= count:
         raise ConfigError(
             f"mode.shard={number}, mode.num_shards={count}: give both; allowed:"
             f" 0 <= mode.shard < mode.num_shards"
         )
     return Shard(number, count)
+
+
+def _is_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _shard_of_array() -> Shard:
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    given = {f"SLURM_ARRAY_TASK_{n}": os.environ.get(f"SLURM_ARRAY_TASK_{n}") for n in names}
+    try:
+        place, first, last, step, count = (int(value) for value in given.values() if value)
+        number, beside = divmod(place - first, step)
+        if beside == 0 and count == (last - first) // step + 1 and 0 <= number < count:
+            return Shard(number, count)
+    # A variable is not there, no number, or zero.
+    except (ValueError, ZeroDivisionError):
+        pass
+    shown = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise ConfigError(
+        f"{shown}: the tasks of this array are not evenly spaced; allowed: an array like"
+        " --array=0-7, or mode.shard and mode.num_shards"
+    )
 
 
 def parse_metrics(outcome: Outcome) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """mode=parse_depth: what it counts, that it survives a kill, and that training reads its depths."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -99,14 +100,53 @@ def test_splits_that_do_not_exist_are_refused(tmp_path):
     [
         ((), {}, (0, 1)),
         (("mode.shard=2", "mode.num_shards=3"), {"ID": "7", "COUNT": "9"}, (2, 3)),
-        ((), {"ID": "3", "COUNT": "8"}, (3, 8)),
-        ((), {"ID": "5", "MIN": "1", "STEP": "2", "COUNT": "4"}, (2, 4)),
+        ((), {"ID": "3", "MIN": "0", "MAX": "7", "STEP": "1", "COUNT": "8"}, (3, 8)),
+        ((), {"ID": "5", "MIN": "1", "MAX": "7", "STEP": "2", "COUNT": "4"}, (2, 4)),
+        # The last place that the user named need not be that of a task: --array=0-9:2.
+        ((), {"ID": "8", "MIN": "0", "MAX": "9", "STEP": "2", "COUNT": "5"}, (4, 5)),
     ],
 )
 def test_shards_are_named_or_those_of_slurm(monkeypatch, overrides, variables, expected):
+    in_array(monkeypatch, variables)
+    assert shard_of(compose_config("mode=parse_depth", *overrides)) == expected
+
+
+def in_array(monkeypatch, variables):
+    for name in ("ID", "MIN", "MAX", "STEP", "COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert shard_of(compose_config("mode=parse_depth", *overrides)) == expected
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        # --array=1,2,9: task by task.
+        {"ID": "1", "MIN": "1", "MAX": "9", "STEP": "1", "COUNT": "3"},
+        {"ID": "2", "MIN": "1", "MAX": "9", "STEP": "1", "COUNT": "3"},
+        {"ID": "9", "MIN": "1", "MAX": "9", "STEP": "1", "COUNT": "3"},
+        {"ID": "2", "MIN": "1", "MAX": "9", "COUNT": "3"},
+        {"ID": "2", "MIN": "1", "MAX": "9", "STEP": "0", "COUNT": "9"},
+    ],
+)
+def test_an_uneven_array_is_refused(monkeypatch, variables):
+    in_array(monkeypatch, variables)
+    message = r"SLURM_ARRAY_TASK_ID=\d, .*_MAX=9, .*_COUNT=\d: the tasks .* allowed: .*mode\.shard"
+    with pytest.raises(ConfigError, match=message):
+        shard_of(compose_config("mode=parse_depth"))
+
+
+def test_the_array_of_a_sweep_is_no_array_of_shards(tmp_path):
+    variables = {"ID": "1", "MIN": "0", "MAX": "1", "STEP": "1", "COUNT": "2"}
+    arguments = [text for text in toy_run(tmp_path, tmp_path / "c") if "run_dir" not in text]
+    done = run_main(
+        "--multirun", *arguments, "data.valid_fraction=0.2,0.3", f"hydra.sweep.dir={tmp_path}/s",
+        **{f"SLURM_ARRAY_TASK_{name}": value for name, value in variables.items()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for job in ("0", "1"):
+        metrics = load_summary(tmp_path / "s" / job)["metrics"]
+        assert metrics["train/documents"] > 30 and metrics["train/accounted_for"] == 1.0
 
 
 @pytest.mark.parametrize("given", [("mode.shard=1",), ("mode.shard=2", "mode.num_shards=2")])
@@ -127,6 +167,27 @@ def test_shards_close_the_split_together(tmp_path, capsys):
     assert second["train/accounted_for"] == 1.0
     assert first["train/parts"] + second["train/parts"] == 4
     assert first["train/documents"] + second["train/documents"] > 30
+
+
+def test_what_was_parsed_is_noted_once_all_splits_are_there(tmp_path):
+    def shard(number):
+        which = (f"mode.shard={number}", "mode.num_shards=2", "data.valid_fraction=0.05")
+        return run(compose_config(*on_text(tmp_path, *which), *TOY, run_dir=tmp_path))
+
+    # Validation is a single part, and complete with the first shard; train is not.
+    first = shard(0)
+    assert "validation/tokens" in first and "train/tokens" not in first
+    assert not (tmp_path / "provenance.json").exists()
+    assert "train/tokens" in shard(1) and (tmp_path / "provenance.json").is_file()
+
+
+def test_the_order_of_splits_does_not_matter_for_what_is_noted(tmp_path):
+    for folder, splits in (("a", "[train,validation]"), ("b", "[validation,train]")):
+        (tmp_path / folder).mkdir()
+        which = (f"mode.splits={splits}", f"paths.cache_dir={tmp_path}/cache-{folder}")
+        run(compose_config(*on_text(tmp_path, *which), *TOY, run_dir=tmp_path / folder))
+    noted = [json.loads((tmp_path / f / "provenance.json").read_text()) for f in ("a", "b")]
+    assert noted[0]["data_fingerprint"] == noted[1]["data_fingerprint"]
 
 
 def toy_run(folder, cache, *overrides):

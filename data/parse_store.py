@@ -27,6 +27,7 @@ from data.source import Document
 from data.storage import atomic_file, exclusive
 
 _FORMAT = "palimpsest.parse.1"
+_SETTING = "data.parse.folder"
 # What became of a document. `too_long`: at least one of its sentences was too long to be parsed.
 PARSED, EMPTY, FAILED, TOO_LONG = STATUSES = ("parsed", "empty", "failed", "too_long")
 UNPARSED = -1  # depth and height of a word whose sentence was not parsed
@@ -145,7 +146,7 @@ class ParseStore:
             "checksum": files_fingerprint(paths),
         }
         path = self.index_path(split)
-        with exclusive(path), atomic_file(path) as file:
+        with exclusive(path, _SETTING), atomic_file(path, _SETTING) as file:
             file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def read_index(self, split: str) -> dict[str, Any] | None:
@@ -196,7 +197,8 @@ def write_part(
     schema = _SCHEMA.with_metadata(metadata)
     batch = pa.record_batch([pa.array(rows[f.name], f.type) for f in _SCHEMA], schema=schema)
     # One lock per folder: writing takes no time beside parsing, and there may be many parts.
-    with exclusive(path.with_name("parts")), atomic_file(path) as file:
+    lock = path.with_name("parts")
+    with exclusive(lock, _SETTING), atomic_file(path, _SETTING) as file:
         with pa.ipc.new_file(file, schema) as writer:
             writer.write_batch(batch)
         seal(file)
@@ -231,12 +233,14 @@ class Part:
         for number, text in enumerate(texts):
             self.require_text(number, text)
         if len(texts) != len(self):
-            raise self._unusable(f"it has {len(self)} documents, the data {len(texts)}")
+            raise self._of_other_texts(f"it has {len(self)} documents, the data {len(texts)}")
 
     def require_text(self, number: int, text: str) -> None:
         """Check the text of document `number` of this part."""
         if number >= len(self) or int(self._hashes[number]) != text_hash(text):
-            raise self._unusable(f"document {number} of this part is not the text that was parsed")
+            raise self._of_other_texts(
+                f"document {number} of this part is not the text that was parsed"
+            )
 
     def document(self, number: int, text: str) -> ParsedDocument:
         """The parse of document `number` of this part, which must have this text.
@@ -284,6 +288,11 @@ class Part:
 
     def _unusable(self, reason: str) -> DataError:
         return DataError(f"{self.path}: {reason}; delete it and parse again")
+
+    def _of_other_texts(self, reason: str) -> DataError:
+        # Texts that changed places did so in other parts, too.
+        folder = self.path.parent
+        return DataError(f"{self.path}: {reason}; delete the folder {folder} and parse again")
 
 
 def _differences(

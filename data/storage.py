@@ -11,16 +11,23 @@ from filelock import FileLock
 
 from data.errors import DataError
 
+CACHE = "paths.cache_dir"  # the key that says where most of these files lie
+
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, so that of several ranks one builds and the others then read."""
+def exclusive(path: Path, setting: str = CACHE) -> Iterator[None]:
+    """Hold the lock of `path`, so that of several ranks one builds and the others then read.
+
+    Args:
+        path: the file.
+        setting: the key that says where it lies.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         lock.acquire()
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(path, setting, error) from error
     try:
         yield
     finally:
@@ -28,11 +35,15 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, setting: str = CACHE) -> Iterator[BinaryIO]:
     """A file that appears at `path` complete and on disk, or not at all.
 
     The caller holds `exclusive(path)`: temporary files found beside `path` belong to a writer
     that was killed, and are removed.
+
+    Args:
+        path: the file.
+        setting: the key that says where it lies.
 
     Raises:
         DataError: the file system refuses; a full disk is reported with the bytes needed.
@@ -52,7 +63,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error, written) from error
+        raise _cannot_write(path, setting, error, written) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,8 +77,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError, written: int = 0) -> DataError:
-    advice = "free space or set paths.cache_dir to another disk"
+def _cannot_write(path: Path, setting: str, error: OSError, written: int = 0) -> DataError:
+    advice = f"free space or set {setting} to another disk"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(f"{path}: disk full, more than {written} bytes needed; {advice}")
-    return DataError(f"{path}: cannot be written ({error.strerror}); set paths.cache_dir")
+    return DataError(f"{path}: cannot be written ({error.strerror}); set {setting}")

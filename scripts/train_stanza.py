@@ -22,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from data.errors import DataError  # noqa: E402
 from data.fingerprint import unit_hash  # noqa: E402
 from data.source import Document  # noqa: E402
 from data.treebank import read_trees, sentence_blocks  # noqa: E402
@@ -72,7 +73,9 @@ def treebank_trees(paths: Iterable[Path]) -> Iterator[Tree]:
     """Sentences of CoNLL-U files, without lemmas: a parser without lemmatizer will see none."""
     for path in paths:
         for (_, block), document in zip(sentence_blocks(path), read_trees(path), strict=True):
-            lines = [line.split("\t") for line in block.splitlines() if not line.startswith("#")]
+            # Not splitlines: a form may contain what Unicode takes for the end of a line.
+            rows = (row.removesuffix("\r") for row in block.split("\n"))
+            lines = [row.split("\t") for row in rows if row and not row.startswith("#")]
             words = [[*line[:2], "_", *line[3:]] for line in lines if line[0].isdigit()]
             yield Tree(document["text"], _token_ends(document, lines, words), words)
 
@@ -106,7 +109,7 @@ def split_held_out(trees: Iterable[Tree], share: float) -> tuple[list[Tree], lis
     for tree in trees:
         (held_out if unit_hash(tree.text) < share else train).append(tree)
     if not train or not held_out:
-        raise SystemExit(f"--held-out {share}: leaves {len(train)} and {len(held_out)} sentences")
+        raise DataError(f"--held-out {share}: leaves {len(train)} and {len(held_out)} sentences")
     return train, held_out
 
 
@@ -209,7 +212,11 @@ def measure(folder: Path, lang: str) -> Accuracy:
 
 
 def main() -> None:
-    """Read, split, train, measure, say how to use the models."""
+    """Read, split, train, measure, say how to use the models.
+
+    Raises:
+        DataError: a file that cannot be used, too few sentences, or no Stanza.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", help="CoNLL-U files, or the word grammar")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
@@ -225,7 +232,7 @@ def main() -> None:
     try:
         import stanza  # noqa: F401
     except ImportError:
-        raise SystemExit("needs the library `stanza`: pip install stanza") from None
+        raise DataError("needs the library `stanza`: pip install stanza") from None
     is_grammar = options.files == ["grammar"]
     trees = (
         grammar_trees(options.sentences)
@@ -257,4 +264,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,6 +1,8 @@
 """Parts are made once, by whom and when does not matter, and they join with their texts only."""
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +123,6 @@ class Deadly(ToyParser):
     """Kills its process."""
 
     def parse(self, texts):
-        import os
-
         os._exit(9)
 
 
@@ -190,6 +190,27 @@ def test_resuming_on_other_texts_is_refused(made):
         parse_split(Texts(["a bb ccc", "x"]), "train", store_of(made), ToyParser())
     with pytest.raises(DataError, match=r"part-00000\.arrow: it has 2 documents, the data 1"):
         parse_split(Texts(["a bb ccc"]), "train", store_of(made), ToyParser())
+
+
+def test_texts_in_another_order_cost_the_folder(made):
+    message = r"part-00000\.arrow: document 0 of .*; delete the folder \S+/train and parse again$"
+    with pytest.raises(DataError, match=message):
+        parse_split(Texts(TEXTS[::-1]), "train", store_of(made), ToyParser())
+    with pytest.raises(DataError, match=message):
+        list(joined(made, source=Texts(TEXTS[::-1])).documents("train"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_names_the_key_of_the_folder(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(DataError, match=r"part-00000\.arrow: .* set data\.parse\.folder"):
+        parse_split(Texts(), "train", store_of(tmp_path), ToyParser())
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be written .* set data\.parse\.folder"):
+        parse_split(Texts(), "train", store_of(tmp_path / "file"), ToyParser())
 
 
 def test_damage_is_found(made):

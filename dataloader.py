@@ -30,8 +30,8 @@ from data.tokenization import (
     tokenizer_fingerprint,
 )
 from data.unigram import unigram_cross_entropy
+from runtime.command import command_for
 from runtime.config import instantiate
-from runtime.overrides import command_for
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ class LanguageData(L.LightningDataModule):
         store = self.parse_store
         if store is None:
             return self.plain_source
-        return ParsedSource(self.plain_source, store, command_for("parse_depth"))
+        command = partial(command_for, "parse_depth", self.config)
+        return ParsedSource(self.plain_source, store, command)
 
     @property
     def is_parsed(self) -> bool:

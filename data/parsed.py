@@ -1,6 +1,6 @@
 """A source whose words carry the depths that a parser has found (`mode=parse_depth`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,10 @@ class ParsedSource:
     Args:
         source: where the texts come from.
         store: where their parse is kept.
-        command: what makes the parse; said where it is missing.
+        command: says what makes the parse; called where it is missing.
     """
 
-    def __init__(self, source: Source, store: ParseStore, command: str) -> None:
+    def __init__(self, source: Source, store: ParseStore, command: Callable[[], str]) -> None:
         self.source = source
         self.store = store
         self.command = command
@@ -53,7 +53,7 @@ class ParsedSource:
         if count != index["documents"]:
             raise DataError(
                 f"{self.store.index_path(split)}: {index['documents']} documents were parsed, the"
-                f" data has {count}; delete the folder and run: {self.command}"
+                f" data has {count}; delete the folder and run: {self.command()}"
             )
 
     def fingerprint(self) -> str:
@@ -73,7 +73,7 @@ class ParsedSource:
         if len(parsers) > 1:
             raise DataError(
                 f"{self.store.folder}: its splits were parsed by different models; delete the"
-                f" folder and run: {self.command}"
+                f" folder and run: {self.command()}"
             )
         # Not the other splits: parsing one more must not make a run unable to resume.
         train = indices.get("train")
@@ -90,7 +90,7 @@ class ParsedSource:
         parts = len(list(folder.glob("part-*.arrow")))
         state = f"has {parts} parts but is not complete" if parts else "is missing"
         return DataError(
-            f"the parse of {split} of {self.name!r} {state} ({folder}); run: {self.command}"
+            f"the parse of {split} of {self.name!r} {state} ({folder}); run: {self.command()}"
         )
 
     def _open(self, split: str, number: int, index: dict[str, Any]) -> Part:
@@ -98,8 +98,8 @@ class ParsedSource:
         if number >= index["parts"]:
             raise DataError(
                 f"{self.store.index_path(split)}: {index['documents']} documents were parsed, the"
-                f" data has more; delete the folder and run: {self.command}"
+                f" data has more; delete the folder and run: {self.command()}"
             )
         if not path.is_file():
-            raise DataError(f"{path}: missing; run: {self.command}")
+            raise DataError(f"{path}: missing; run: {self.command()}")
         return Part(path, self.store.part_key(split, number, index["parser"]))

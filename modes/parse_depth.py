@@ -48,11 +48,14 @@ def run(cfg: DictConfig) -> dict[str, float]:
     shard = shard_of(cfg)
     metrics: dict[str, float] = {}
     finished = list(splits)
-    for split in splits if data.parse_store is not None else ():
+    store = data.parse_store
+    for split in splits:
+        if store is None:
+            continue
         outcome = _parse(data, split, shard)
         found = parse_metrics(outcome)
         metrics |= {f"{split}/{name}": value for name, value in found.items()}
-        print(metrics_table(f"{cfg.data.name} {split}: {data.parse_store.folder}", found))
+        print(metrics_table(f"{cfg.data.name} {split}: {store.folder}", found))
         if not outcome.finished:
             print(f"{split}: not complete before the other shards are done")
             finished.remove(split)

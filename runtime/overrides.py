@@ -1,7 +1,7 @@
 """Evaluating a checkpoint: its own configuration, except for what the command line says."""
 
-import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,13 +30,34 @@ def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> Dic
             if section in stored and section not in keys:
                 result[section] = stored[section]
         # A group inside a section, data/parse, goes before the keys inside it, data.parse.folder.
-        for key in sorted((key.replace("/", ".") for key in keys), key=lambda key: key.count(".")):
+        named = {key.replace("/", "."): "/" in key for key in keys}
+        for key in sorted(named, key=lambda key: key.count(".")):
             if "." in key and key.split(".")[0] in IDENTITY:
-                OmegaConf.update(result, key, OmegaConf.select(cfg, key), force_add=True)
+                value = OmegaConf.select(cfg, key)
+                # Of another choice in a group nothing of the old one may be left.
+                OmegaConf.update(result, key, value, merge=not named[key], force_add=True)
         # Where files are kept belongs to this machine, not to the one that wrote the checkpoint.
+        if not {"data", "data.parse"} & set(named):
+            _move_parse(result, cfg, stored, keys)
         result.data.cache_dir = cfg.data.cache_dir
         result.training.from_pretrained = cfg.training.from_pretrained
     return result
+
+
+def _move_parse(result: DictConfig, cfg: DictConfig, stored: dict, keys: Sequence[str]) -> None:
+    """Take the parse of a checkpoint's data from this machine, and its parser as it was named."""
+    data = stored.get("data", {})
+    parse = data.get("parse")
+    if parse is None:
+        return
+    old_cache, folder = data["cache_dir"], Path(parse["folder"])
+    if "data.parse.folder" not in keys and folder.is_relative_to(old_cache):
+        moved = Path(cfg.data.cache_dir) / folder.relative_to(old_cache)
+        result.data.parse.folder = str(moved)
+    # What the parser was built with no longer follows the keys beside it.
+    for name in parse["parser"]:
+        if f"data.parse.{name}" in keys:
+            result.data.parse.parser[name] = OmegaConf.select(cfg, f"data.parse.{name}")
 
 
 def overridden_keys() -> list[str]:
@@ -45,16 +66,3 @@ def overridden_keys() -> list[str]:
         return []
     overrides = HydraConfig.get().overrides.task
     return [override.lstrip("+~").split("=", 1)[0].split("@")[0] for override in overrides]
-
-
-def command_for(mode: str) -> str:
-    """The command line of another mode on the data of this one."""
-    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [override for override in task if _is_of_data(override.lstrip("+~").split("=", 1)[0])]
-    return shlex.join(["python", "main.py", f"mode={mode}", *kept])
-
-
-def _is_of_data(key: str) -> bool:
-    # The length is that of the rows, and an experiment may choose anything.
-    named = ("data", "model", "model.length", "experiment", "plugins", "paths.cache_dir")
-    return key in named or key.startswith(("data.", "data/"))

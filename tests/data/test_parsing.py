@@ -41,7 +41,8 @@ def store_of(folder, size=2, source=None, parser=None):
 
 def joined(folder, size=2, source=None):
     source = source or Texts()
-    return ParsedSource(source, store_of(folder, size, source), "python main.py mode=parse_depth")
+    command = "python main.py mode=parse_depth"
+    return ParsedSource(source, store_of(folder, size, source), lambda: command)
 
 
 def files(folder: Path) -> dict[str, bytes]:

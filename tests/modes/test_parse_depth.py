@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from omegaconf import open_dict
@@ -241,29 +242,25 @@ def test_the_command_for_the_data_of_a_checkpoint_runs(tmp_path):
     spaced.mkdir()
     write_corpus(spaced)
     there, here = tmp_path / "there", tmp_path / "here"
-    overrides = [text for text in tiny(tmp_path) if not text.startswith("data.files=")]
-    overrides += [
-        f"data.files='{spaced}/corpus.txt'", "data/parse=toy", "data.parse.documents_per_part=7",
-        f"paths.cache_dir={there}", "trainer.max_steps=2", "trainer.val_check_interval=2",
-    ]  # fmt: skip
-    for mode in ("parse_depth", "train"):
-        done = run_main(*plugins, f"mode={mode}", *overrides, f"paths.run_dir={tmp_path}/run")
-        assert done.returncode == 0, done.stderr
-    shutil.rmtree(there)
-    evaluate = (
-        *plugins, "mode=depth_eval", f"eval.checkpoint_path={best(tmp_path / 'run')}",
-        "trainer=cpu", "eval.num_draws=1", "sampling.num_sample_batches=1",
-        f"paths.cache_dir={here}", f"paths.run_dir={tmp_path}/eval",
+    overrides = (
+        f"hydra.searchpath=[file://{plugins[1]}]", f"data.files='{spaced}/corpus.txt'",
+        "data/parse=toy", "data.parse.documents_per_part=7", f"paths.cache_dir={there}",
     )  # fmt: skip
-    done = run_main(*evaluate)
+    run(compose_config(*tiny(tmp_path), *overrides, "mode=parse_depth", run_dir=tmp_path))
+    fit(tmp_path, tmp_path / "run", *overrides)
+    shutil.rmtree(there)
+    done = run_main(
+        *plugins, "mode=depth_eval", f"eval.checkpoint_path={best(tmp_path / 'run')}",
+        "trainer=cpu", f"paths.cache_dir={here}", f"paths.run_dir={tmp_path}/eval",
+    )  # fmt: skip
     assert done.returncode == 2
     (line,) = (text for text in done.stderr.splitlines() if text.startswith("DataError"))
-    assert f"is missing ({here}/parses/" in line
-    arguments = shlex.split(line.split("run: python main.py ")[1])
-    done = run_main(*arguments, f"paths.run_dir={tmp_path}/parse")
+    folder, text = re.search(r"is missing \((.*)\); run: python main\.py (.*)$", line).groups()
+    assert Path(folder).is_relative_to(here / "parses") and not Path(folder).exists()
+    done = run_main(*shlex.split(text), f"paths.run_dir={tmp_path}/parse")
     assert done.returncode == 0, done.stderr
-    done = run_main(*evaluate)
-    assert done.returncode == 0, done.stderr
+    # The very folder that the evaluation looked into.
+    assert (Path(folder) / "index.json").is_file()
 
 
 def test_training_reads_the_depths_and_evaluation_needs_none(tmp_path):

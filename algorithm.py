@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from data.errors import DataError
 from data.tokenization import (
     same_ids,
     special_ids,
@@ -40,6 +41,7 @@ from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
 from objectives.corruption import MaskingProcess
+from runtime.bounded import check_values, no_larger_than
 from runtime.checkpoint import (
     changed_on_resume,
     mismatches,
@@ -49,6 +51,7 @@ from runtime.checkpoint import (
 )
 from runtime.config import instantiate, locate
 from runtime.errors import CheckpointError
+from runtime.excerpt import shown
 from runtime.gradient import GradientStep
 from runtime.overrides import checkpoint_config, overridden_keys
 from runtime.validation import validate
@@ -311,7 +314,7 @@ class Algorithm(L.LightningModule):
         theirs, ours = stored["config"]["algo"]["name"], self.config["algo"]["name"]
         if same_algorithm and theirs != ours:
             raise CheckpointError(
-                f"{key}: checkpoint of algo={theirs}, but this run has algo={ours}"
+                f"{key}: checkpoint of algo={shown(theirs)}, but this run has algo={ours}"
             )
         their_tokenizer = tokenizer_from_state(stored["tokenizer"])
         if not same_ids(their_tokenizer, self.tokenizer):
@@ -375,7 +378,12 @@ class Algorithm(L.LightningModule):
             raise CheckpointError(
                 f"{checkpoint_path}: holds {target.__name__}, which is not a {cls.__name__}"
             )
-        model = target(plain, stored["tokenizer"])
+        check_values(checkpoint_path, plain)
+        with no_larger_than(checkpoint_path, checkpoint["state_dict"]):
+            try:
+                model = target(plain, stored["tokenizer"])
+            except DataError as error:
+                raise CheckpointError(f"{checkpoint_path}: {error}") from error
         problems = mismatches(checkpoint["state_dict"], model.state_dict())
         if problems:
             raise CheckpointError(

@@ -29,6 +29,7 @@ _SPECIALS = {
     "mask_token": "[MASK]",
 }
 _UNKNOWN = "[UNK]"
+_NAMED = (*_SPECIALS, "unk_token")
 # Merges are settled long before; more text only costs time.
 _TRAINING_CHARACTERS = 50_000_000
 
@@ -118,7 +119,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerFast) -> dict[str, str | int]:
     """Everything needed to rebuild the tokenizer, as plain strings and integers."""
-    named = {name: getattr(tokenizer, name) for name in (*_SPECIALS, "unk_token")}
+    named = {name: getattr(tokenizer, name) for name in _NAMED}
     return {
         "backend": plain_backend(tokenizer).to_str(),
         "clean_up_tokenization_spaces": int(bool(tokenizer.clean_up_tokenization_spaces)),
@@ -136,10 +137,15 @@ def tokenizer_from_state(state: dict[str, str | int]) -> PreTrainedTokenizerFast
         options: dict[str, Any] = dict(state)
         backend = Tokenizer.from_str(options.pop("backend"))
         clean_up = bool(options.pop("clean_up_tokenization_spaces"))
-    # The Rust parser raises plain Exception.
-    except Exception as error:
+        if not all(k in _NAMED and isinstance(v, str) for k, v in options.items()):
+            raise ValueError(f"allowed beside the backend: texts of {', '.join(_NAMED)}")
+    # The Rust parser raises plain Exception, and where it stumbles one that is no Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(ascii(str(error))[1:161].split())
         raise DataError(
-            f"not the state of a tokenizer ({type(error).__name__}: {error})"
+            f"not the state of a tokenizer ({type(error).__name__}: {reason})"
         ) from error
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, clean_up_tokenization_spaces=clean_up, **options

@@ -53,7 +53,9 @@ class ExponentialMovingAverage:
                 f"ema.shadow_params: {len(stored)} tensors do not match the"
                 f" {len(self.shadow)} parameters of this model"
             )
-        self.decay, self.num_updates = state["decay"], int(state["num_updates"])
+        if not 0.0 <= state["decay"] < 1.0:
+            raise ValueError(f"ema.decay={state['decay']}: allowed 0 <= decay < 1")
+        self.decay, self.num_updates = float(state["decay"]), int(state["num_updates"])
         for shadow, value in zip(self.shadow, stored, strict=True):
             shadow.copy_(value)
 

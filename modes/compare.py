@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from evaluation.comparison import (
@@ -27,6 +26,8 @@ from evaluation.comparison_plot import plot_comparison
 from evaluation.tables import format_cell, text_table
 from runtime.checkpoint import experiment_config
 from runtime.errors import ConfigError
+from runtime.excerpt import shown
+from runtime.keys import is_integer
 from runtime.run import load_summary
 
 # What is compared unless asked otherwise, as far as all runs have it.
@@ -122,7 +123,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     for folder in folders:
         try:
             runs.append(_read_run(folder))
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        # Anything may stand in a folder: one of many ends no comparison.
+        except Exception as error:
             left_out.append(LeftOut(str(folder), _reason(folder, error)))
     return runs, left_out
 
@@ -133,19 +135,31 @@ def _reason(folder: Path, error: Exception) -> str:
             return f"no {name}"
     if isinstance(error, ConfigError):
         return str(error)
-    return f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    reason = shown(" ".join(str(error).split()), 100)
+    return f"cannot be read ({type(error).__name__}: {reason})"
 
 
 def _read_run(folder: Path) -> Run:
     config, summary = OmegaConf.load(folder / "config.yaml"), load_summary(folder)
-    assert isinstance(config, DictConfig)
+    if not isinstance(config, DictConfig) or not isinstance(summary, dict):
+        raise ConfigError("config.yaml and summary.json do not hold keys and values")
     if summary["status"] != "done":
-        raise ConfigError(": ".join(filter(None, [summary["status"], summary.get("error")])))
+        told = [summary["status"], summary.get("error")]
+        raise ConfigError(": ".join(shown(text, 200) for text in told if text))
     if summary["mode"] in _NOT_A_RUN:
-        raise ConfigError(f"mode={summary['mode']} measures no model")
+        raise ConfigError(f"mode={shown(summary['mode'])} measures no model")
+    if not isinstance(summary["metrics"], dict):
+        raise ConfigError(f"summary.json: metrics={shown(summary['metrics'])}")
+    if OmegaConf.is_missing(config, "seed") or not is_integer(config.get("seed")):
+        raise ConfigError("config.yaml: seed is no integer")
     metrics = {key: value for key, value in summary["metrics"].items() if is_number(value)}
     kept = {k: v for k, v in experiment_config(config).items() if k != "optimized_metric"}
-    return Run(str(folder), int(config.seed), flatten(kept), metrics)
+    flat = flatten(kept)
+    # A whole number may be larger than what groups are sorted by.
+    for value in flat.values():
+        if isinstance(value, int):
+            float(value)
+    return Run(str(folder), config.seed, flat, metrics)
 
 
 def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:

@@ -16,8 +16,8 @@ from data.tokenization import tokenizer_state
 from evaluation.model_card import Measured, measured, model_card, run_folder
 from runtime.bd3lms.write import write_bd3lms
 from runtime.checkpoint import provenance, read_checkpoint, stored_hyper_parameters
-from runtime.errors import CheckpointError, ConfigError
-from runtime.export import CONFIG, TOKENIZER, WEIGHTS, write_export
+from runtime.errors import ConfigError
+from runtime.export import CONFIG, TOKENIZER, WEIGHTS, may_be_overwritten, staged, write_export
 from runtime.overrides import IDENTITY, checkpoint_config, overridden_keys
 from runtime.run import load_summary, write_config, write_provenance
 
@@ -56,12 +56,13 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     folder = Path(cfg.mode.folder or run_dir / "export")
     facts = facts_of(model, content, cfg.eval.weights, cfg.mode.format)
-    write_model(model, folder, facts)
     found = find_measurements(path, content, facts)
     title = str(cfg.mode.push_to_hub or f"{stored['algo']['name']}-{facts['global_step']}")
     files = _PURPOSES[cfg.mode.format]
     card = model_card(title, model.config, facts, found, model.is_exact, files)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    with staged(folder) as inside:
+        write_model(model, inside, facts)
+        (inside / CARD).write_text(card, encoding="utf-8")
     print(f"exported to {folder}")
     if cfg.mode.push_to_hub is not None:
         print(f"pushed to {push(folder, cfg.mode.push_to_hub)}")
@@ -79,6 +80,12 @@ def check_options(cfg: DictConfig) -> None:
         raise ConfigError(f"mode.format={cfg.mode.format}: allowed {', '.join(FORMATS)}")
     if cfg.mode.folder is not None and not isinstance(cfg.mode.folder, str):
         raise ConfigError(f"mode.folder={cfg.mode.folder}: allowed: a folder, null")
+    folder = cfg.mode.folder
+    if folder is not None and not may_be_overwritten(Path(folder), CARD, [BD3LMS_FILE]):
+        raise ConfigError(
+            f"mode.folder={folder}: holds something that is no export; allowed: a new or an empty"
+            " folder, or one of an earlier export"
+        )
     name = cfg.mode.push_to_hub
     if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise ConfigError(f"mode.push_to_hub={name}: allowed: user/name, null")
@@ -106,10 +113,6 @@ def facts_of(model: Algorithm, content: dict[str, Any], weights: str, form: str)
 def write_model(model: Algorithm, folder: Path, facts: dict[str, Any]) -> None:
     """Everything but the card."""
     if facts["format"] == "bd3lms":
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from error
         write_bd3lms(model, folder / BD3LMS_FILE, facts["global_step"])
         return
     kept = {key: value for key, value in facts.items() if key != "format"}

@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from runtime.bd3lms.read import may_be_foreign, read_bd3lms
 from runtime.config import ROOT
+from runtime.content import check_content
 from runtime.errors import CheckpointError
+from runtime.excerpt import shown
 from runtime.export import is_export, read_export
 from runtime.safe_load import Refused, load_data
 
@@ -47,7 +49,9 @@ def read_checkpoint(
     """
     path = Path(path)
     if is_export(path):
-        return read_export(path, map_location)
+        exported = read_export(path, map_location)
+        check_content(path, exported)
+        return exported
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
@@ -56,11 +60,12 @@ def read_checkpoint(
         content = read_bd3lms(path, map_location) if may_be_foreign(refusal) else None
         if content is None:
             raise
-    _check_content(path, content, required)
+    _check_keys(path, content, required)
+    check_content(path, content)
     return content
 
 
-def _check_content(path: Path, content: Any, required: tuple[str, ...]) -> None:
+def _check_keys(path: Path, content: Any, required: tuple[str, ...]) -> None:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a Palimpsest checkpoint (holds no dictionary)")
     missing = [key for key in required if key not in content]
@@ -167,7 +172,7 @@ def _version(package: str) -> str | None:
 def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -> list[str]:
     """What keeps the state `source` from loading into a model whose state is `target`."""
     problems = [f"missing {k}" for k in target if k not in source]
-    problems += [f"unexpected {k}" for k in source if k not in target]
+    problems += [f"unexpected {shown(k)}" for k in source if k not in target]
     for key in target.keys() & source.keys():
         theirs, ours = tuple(source[key].shape), tuple(target[key].shape)
         if theirs != ours:
@@ -201,8 +206,13 @@ def changed_on_resume(stored: Mapping[str, Any], config: Mapping[str, Any]) -> s
     for part in _SAME_ON_RESUME:
         for key in differing:
             if key == part or key.startswith(f"{part}."):
-                return f"{key}={now.get(key)}: the checkpoint was trained with {before.get(key)}"
+                before_it = _as_text(before.get(key))
+                return f"{key}={now.get(key)}: the checkpoint was trained with {before_it}"
     return None
+
+
+def _as_text(value: Any) -> str:
+    return f"[{', '.join(map(shown, value[:8]))}]" if isinstance(value, list) else shown(value)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from runtime.errors import ConfigError
+from runtime.excerpt import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +107,7 @@ def check_targets(node: Any, path: str = "") -> None:
 def _check_name(key: str, target: Any) -> None:
     if not isinstance(target, str) or not is_allowed(target):
         raise ConfigError(
-            f"{key}={target}: not an allowed target; allowed: names below "
+            f"{key}={shown(target)}: not an allowed target; allowed: names below "
             f"{', '.join(allowed_prefixes())} (own packages: plugins=[my_package])"
         )
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+# Of a file's sequences: longer than any that a network here was trained on.
+MAX_LENGTH = 2**20
 ATTENTION = ("auto", "sdpa", "flex", "math")
 # Without 16-*: fp16 needs a loss scaler, which sets `grad_scale` and `found_inf` of the fused
 # optimiser itself; there the algorithms put their own normaliser and guard. Without bf16-true: the

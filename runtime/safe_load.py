@@ -1,15 +1,19 @@
 """The one place where a checkpoint file is opened: as data, through torch's restricted reader."""
 
+import codecs
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runtime.config import one_line
 from runtime.errors import CheckpointError
+from runtime.excerpt import shown
 
 StandIn = tuple[Callable[..., Any], str]
 
@@ -42,6 +46,7 @@ def load_data(path: Path, map_location: Any = "cpu", stand_ins: Iterable[StandIn
     """
     import torch
 
+    _refuse_allocations(path)
     try:
         # mmap reads tensors when they are used; only the zip format of torch >= 1.6 has it.
         mapped = zipfile.is_zipfile(path) and map_location == "cpu"
@@ -52,8 +57,80 @@ def load_data(path: Path, map_location: Any = "cpu", stand_ins: Iterable[StandIn
         wanted = _wanted(str(error))
         raise Refused(f"{path}: {_refusal(str(error), wanted)}", wanted) from error
     except Exception as error:  # a reader of arbitrary bytes may stumble in any way
-        reason = one_line(str(error))[:160]
+        reason = shown(one_line(str(error)), 160)
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from error
+
+
+# Torch's restricted reader would call these with a number, or with a tensor that repeats one, which
+# says how much memory to take.
+_TAKES_MEMORY = re.compile(
+    r"builtins\.bytearray|torch\.(\w+\.)*[A-Z]\w+Tensor|torch\._utils\._rebuild_(device|xla)_\w+"
+)
+_MAGIC = b"PK\x03\x04"  # by which torch tells a zip file
+_PARTS = 5  # pickles in a file of the older format
+
+
+def _refuse_allocations(path: Path) -> None:
+    """Raise Refused for a file that wants to call what makes much memory of few bytes.
+
+    Only names are looked at; whether the others are allowed is for torch to say.
+    """
+    try:
+        for name in _names(path):
+            if _TAKES_MEMORY.fullmatch(name):
+                raise Refused(f"{path}: {_refusal('', name)}", name)
+    except Refused:
+        raise
+    except Exception as error:  # a reader of arbitrary bytes may stumble in any way
+        reason = shown(one_line(str(error)), 160)
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({reason}); nothing was executed"
+        ) from error
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The dotted names in the pickles of a file, found as torch finds them."""
+    import torch
+
+    with path.open("rb") as file:
+        if file.peek(len(_MAGIC))[: len(_MAGIC)] == _MAGIC:
+            # Its own reader: of two entries of one name, another might see the other one.
+            record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+            yield from _globals(record)
+            return
+        for _ in range(_PARTS):
+            if file.peek(1):
+                yield from _globals(file)
+
+
+def _globals(pickled: bytes | IO[bytes]) -> Iterator[str]:
+    """Names in one pickle, and those of codecs where they may be arguments of `_codecs.encode`."""
+    memo: dict[Any, Any] = {}
+    top: Any = None  # what was pushed last, if it is a text
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = top
+            continue
+        if opcode.name == "GLOBAL":
+            # As torch reads them, with the names of Python 2.
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (module, name))
+            yield f"{IMPORT_MAPPING.get(module, module)}.{name}"
+        elif opcode.name.startswith("TUPLE") and _lengthens(top):
+            raise ValueError(f"encoded as {top}")
+        is_get = opcode.name in ("BINGET", "LONG_BINGET")
+        top = memo.get(argument) if is_get else argument
+
+
+def _lengthens(codec: Any) -> bool:
+    """Whether a text names a codec of bytes to bytes: hex of hex of hex doubles every time."""
+    if not isinstance(codec, str | bytes) or not 0 < len(codec) <= 20:
+        return False
+    try:
+        name = codec if isinstance(codec, str) else codec.decode()
+        return not codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):
+        return False
 
 
 def _wanted(message: str) -> str | None:

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from runtime.bd3lms.tree import is_known
 from runtime.config import ROOT
-from runtime.keys import PRECISIONS, is_integer, is_number
+from runtime.excerpt import shown
+from runtime.keys import KEYS, MAX_LENGTH, PRECISIONS, is_integer, is_number
 
 ALGORITHMS = ("ar", "bd3lm", "mdlm")
 SCHEDULES = ("cosine", "log", "loglinear", "square", "square_root")
@@ -61,6 +62,9 @@ _REWEIGHTING = (
 )  # fmt: skip
 
 
+_SAID = 20  # of the keys that are unknown here
+
+
 def convert_config(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Our configuration, and remarks on what is different, one line each.
 
@@ -81,9 +85,9 @@ def convert_config(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         if value is not None and is_known(value):
             _put(ours, key, value)
         elif key in _NEEDED:
-            raise ValueError(f"config.{key}={value}: a value is needed")
+            raise ValueError(f"config.{key}={shown(value)}: a value is needed")
     precision = _select(theirs, "trainer.precision")
-    if str(precision) in PRECISIONS:
+    if shown(precision) in PRECISIONS:
         ours["trainer"]["precision"] = precision
     ours["model"]["name"] = "bd3lms"
     ours["block_size"] = _block_size(theirs, algorithm, ours["model"]["length"])
@@ -115,13 +119,13 @@ def _defaults(algorithm: str, schedule: str, data: str) -> dict[str, Any]:
 def _choice(theirs: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
     value = _select(theirs, key)
     if value not in allowed:
-        raise ValueError(f"config.{key}={value}: allowed {', '.join(allowed)}")
+        raise ValueError(f"config.{key}={shown(value)}: allowed {', '.join(allowed)}")
     return value
 
 
 def _data_of(theirs: Mapping[str, Any]) -> str | None:
     """The name of the data set here, if there is the same one."""
-    name = _DATA.get(str(_select(theirs, "data.train")))
+    name = _DATA.get(shown(_select(theirs, "data.train")))
     return "lm1b_wrap" if name == "lm1b" and _select(theirs, "data.wrap") is True else name
 
 
@@ -131,7 +135,7 @@ def _block_size(theirs: Mapping[str, Any], algorithm: str, length: int) -> int:
         return 1 if algorithm == "ar" else length
     value = _select(theirs, "block_size")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or length % value:
-        raise ValueError(f"config.block_size={value}: allowed are divisors of {length}")
+        raise ValueError(f"config.block_size={shown(value)}: allowed are divisors of {length}")
     return value
 
 
@@ -150,9 +154,17 @@ def _put(ours: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         ours = ours[section]
     fits, allowed = _kind(ours[name])
-    if not fits(value):
-        raise ValueError(f"config.{key}={str(value)[:60]}: allowed {allowed}")
+    test, interval = _INTERVALS.get(key, (fits, allowed))
+    if not fits(value) or not test(value):
+        raise ValueError(f"config.{key}={shown(value)}: allowed {interval}")
     ours[name] = value
+
+
+_INTERVALS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{key.path: (key.test, key.allowed) for key in KEYS if not key.nullable},
+    # No weight is as long as a sequence.
+    "model.length": (lambda value: 1 <= value <= MAX_LENGTH, f"an integer in [1, {MAX_LENGTH}]"),
+}
 
 
 def _kind(default: Any) -> tuple[Callable[[Any], bool], str]:
@@ -190,7 +202,8 @@ def _remarks(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str
             f"sampling.nucleus_p={ours['sampling']['nucleus_p']}: bd3lms drops the token that"
             " crosses this mass, here it is kept"
         )
-    weights = [f"{key}={_select(theirs, key)}" for key in _REWEIGHTING if _select(theirs, key)]
+    found = {key: _select(theirs, key) for key in _REWEIGHTING}
+    weights = [f"{key}={shown(value)}" for key, value in found.items() if value]
     if weights:
         yield (
             f"{', '.join(weights)}: not taken over, their formula is not public; likelihoods here"
@@ -198,17 +211,18 @@ def _remarks(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str
         )
     if "data" not in ours:
         yield (
-            f"data.train={_select(theirs, 'data.train')}: no such data set here; an evaluation"
-            " needs data=NAME"
+            f"data.train={shown(_select(theirs, 'data.train'))}: no such data set here; an"
+            " evaluation needs data=NAME"
         )
 
 
 def _unknown(theirs: Mapping[str, Any]) -> Iterator[str]:
     """One line with the keys that mean nothing here, if there are any."""
     known = {*_SAME, *_SAME_DATA, *_LEFT_OUT, *_REWEIGHTING}
-    found = sorted(f"{key}={value}" for key, value in _leaves(theirs, known))
+    found = sorted(f"{shown(key)}={shown(value)}" for key, value in _leaves(theirs, known))
     if found:
-        yield f"kept out, unknown here: {', '.join(found)}"
+        more = f" and {len(found) - _SAID} more" if len(found) > _SAID else ""
+        yield f"kept out, unknown here: {', '.join(found[:_SAID])}{more}"
 
 
 def _leaves(tree: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple]:

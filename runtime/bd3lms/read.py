@@ -11,6 +11,7 @@ from runtime.bd3lms.tokenizer import tokenizer_state_of
 from runtime.bd3lms.tree import plain_tree, resolve
 from runtime.bd3lms.weights import (
     EMBEDDING,
+    check_shapes,
     network_state,
     ordered_average,
     sampling_interval,
@@ -18,6 +19,7 @@ from runtime.bd3lms.weights import (
 )
 from runtime.config import one_line
 from runtime.errors import CheckpointError
+from runtime.excerpt import shown
 from runtime.safe_load import Refused, load_data
 
 log = logging.getLogger(__name__)
@@ -56,9 +58,13 @@ def read_bd3lms(path: Path, map_location: Any = "cpu") -> dict[str, Any] | None:
         return None
     try:
         result, remarks = _convert(content, stored)
-    # Anything may stand in any place of such a file.
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(f"{path}: checkpoint of bd3lms: {one_line(str(error))}") from error
+    # Anything may stand in any place of such a file; torch and memory complain by RuntimeError.
+    except (
+        ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+        MemoryError,
+    ) as error:  # fmt: skip
+        reason = shown(one_line(str(error)) or type(error).__name__, 200)
+        raise CheckpointError(f"{path}: checkpoint of bd3lms: {reason}") from error
     _report(path, remarks)
     return result
 
@@ -69,8 +75,7 @@ def _convert(content: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[dic
         raise ValueError("holds no config or no state_dict")
     config, remarks = convert_config(resolve(theirs))
     tensors = without_prefix(content["state_dict"])
-    if EMBEDDING not in tensors:
-        raise ValueError(f"state_dict has no {EMBEDDING}")
+    check_shapes(tensors, config["model"])
     state, conditioned = network_state(tensors, config["model"])
     tokenizer = tokenizer_state_of(stored["tokenizer"], tensors[EMBEDDING].shape[0])
     result = {
@@ -82,7 +87,7 @@ def _convert(content: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[dic
             "git": None,
             "config_hash": None,
             "data_fingerprint": None,
-            "versions": {"lightning": str(content.get("pytorch-lightning_version"))},
+            "versions": {"lightning": shown(content.get("pytorch-lightning_version"))},
         },
         "origin": ORIGIN,
         "sampling_interval": sampling_interval(content, tensors),
@@ -93,17 +98,17 @@ def _convert(content: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[dic
 def _average(ema: Any, state: dict, n_blocks: int, conditioned: bool) -> dict[str, Any] | None:
     if ema is None:
         return None
-    if not isinstance(ema, Mapping) or not isinstance(ema.get("decay"), int | float):
+    if not isinstance(ema, Mapping):
         raise ValueError("ema: allowed {decay, num_updates, shadow_params}")
     shadows = ordered_average(ema.get("shadow_params"), state, n_blocks, conditioned)
     updates = 0 if ema.get("num_updates") is None else _count(ema, "num_updates")
-    return {"decay": float(ema["decay"]), "num_updates": updates, "shadow_params": shadows}
+    return {"decay": ema.get("decay"), "num_updates": updates, "shadow_params": shadows}
 
 
 def _count(values: Mapping[str, Any], key: str) -> int:
     value = values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{key}={str(value)[:60]}: allowed is a count")
+        raise ValueError(f"{key}={shown(value)}: allowed is a count")
     return value
 
 
@@ -113,4 +118,4 @@ def _report(path: Path, remarks: list[str]) -> None:
         return
     _reported.add(str(path))
     for remark in remarks:
-        log.warning("%s: %s", path, remark)
+        log.warning("%s: %s", path, shown(remark, 4000))

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.bd3lms.records import BACKEND, Record, is_record, text_of
+from runtime.excerpt import shown
 
 State = dict[str, str | int]
 _MASK = "[MASK]"
+_MAX_ADDED = 100_000  # ids beyond the network's, of tokens that are left out
 
 
 def tokenizer_state_of(record: Any, vocab_size: int) -> State:
@@ -43,6 +45,10 @@ def _state(backend: dict, special: dict[str, str], vocab_size: int, kind: str) -
     from tokenizers import AddedToken, Tokenizer
 
     ids = _ids(backend)
+    for token, index in ids.items():
+        # Where ids have a gap, the library walks through all of it.
+        if not isinstance(index, int) or not 0 <= index < vocab_size + _MAX_ADDED:
+            raise ValueError(f"{kind}: token {shown(token)} has the id {shown(index)}")
     mask = special.get("mask_token")
     has_mask = mask is not None and ids.get(mask, vocab_size) < vocab_size
     kept = vocab_size if has_mask else vocab_size - 1
@@ -52,9 +58,11 @@ def _state(backend: dict, special: dict[str, str], vocab_size: int, kind: str) -
         backend["post_processor"] = None
     try:
         tokenizer = Tokenizer.from_str(json.dumps(backend))
-    # The Rust parser raises plain Exception.
-    except Exception as error:
-        raise ValueError(f"{kind}: {error}") from error
+    # The Rust parser raises plain Exception, and where it stumbles one that is no Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{kind}: {shown(error.args[0] if error.args else None)}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if not has_mask:
@@ -112,7 +120,7 @@ def _fast_backend(record: Record) -> dict:
 
 def _added(id: int, content: str, **options: Any) -> dict[str, Any]:
     if not isinstance(id, int) or not isinstance(content, str):
-        raise TypeError(f"added token {id}: {content}")
+        raise TypeError(f"added token {shown(id)}: {shown(content)}")
     return {"id": id, "content": content, **options}
 
 

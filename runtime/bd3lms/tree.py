@@ -10,7 +10,8 @@ from typing import Any
 from runtime.bd3lms.records import DICT_CONFIG, LIST_CONFIG, NODES, PATHS, is_record
 
 _MISSING = object()
-_REFERENCE = re.compile(r"\$\{\s*(\.*[\w.]+)\s*\}")
+# Possessive: a text that is almost a reference must not be tried again from every place in it.
+_REFERENCE = re.compile(r"\$\{\s*+([\w.]++)\s*+\}")
 # A real configuration has some 200 values, six deep. A file may be made to have billions, by values
 # that refer to one another.
 _MAX_DEPTH, _MAX_VALUES, _MAX_TEXT = 50, 20_000, 100_000
@@ -58,9 +59,9 @@ class _Plain(_Counter):
         if is_record(value, DICT_CONFIG, LIST_CONFIG):
             return self.convert(value.get("_content"), depth + 1)
         if is_record(value, *PATHS):
-            return "/".join(map(str, value.args)).replace("//", "/")
+            return "/".join(map(_name, value.args)).replace("//", "/")
         if isinstance(value, dict):
-            return {str(key): self.convert(item, depth + 1) for key, item in value.items()}
+            return {_name(key): self.convert(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.convert(item, depth + 1) for item in value]
         if value is None or isinstance(value, bool | int | float | str):
@@ -68,10 +69,22 @@ class _Plain(_Counter):
         raise ValueError(f"holds {getattr(value, 'name', '') or type(value).__name__}")
 
 
+def _name(value: Any) -> str:
+    """A key, or a part of a path, as text.
+
+    Raises:
+        ValueError: an object, whose text may be far longer than the file.
+    """
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"a key is a {type(value).__name__}; allowed: texts and numbers")
+    return str(value)
+
+
 class _References(_Counter):
     def __init__(self, root: dict[str, Any]) -> None:
         super().__init__()
         self._root = root
+        self._substituted = 0
 
     def resolve(self, value: Any, path: tuple[str, ...], busy: frozenset) -> Any:
         """`value`, which stands at `path`; `busy` are the places whose references led here."""
@@ -82,19 +95,23 @@ class _References(_Counter):
             return [self.resolve(x, (*path, str(n)), busy) for n, x in enumerate(value)]
         if not isinstance(value, str):
             return value
+        if len(value) > _MAX_TEXT:
+            raise ValueError(f"a text of more than {_MAX_TEXT} characters")
         whole = _REFERENCE.fullmatch(value)
         if whole is not None:
             found = self._follow(whole.group(1), path, busy)
             return value if found is _MISSING else found
-        text = _REFERENCE.sub(lambda match: self._text(match, path, busy), value)
-        if len(text) > _MAX_TEXT:
-            raise ValueError(f"a text of more than {_MAX_TEXT} characters")
-        return text
+        return _REFERENCE.sub(lambda match: self._text(match, path, busy), value)
 
     def _text(self, match: re.Match, path: tuple[str, ...], busy: frozenset) -> str:
         found = self._follow(match.group(1), path, busy)
         is_text = isinstance(found, str | int | float | bool)
-        return str(found) if is_text else match.group(0)
+        text = str(found) if is_text else match.group(0)
+        # Counted over the whole tree, before the pieces are joined.
+        self._substituted += len(text)
+        if self._substituted > _MAX_TEXT:
+            raise ValueError(f"references to texts of more than {_MAX_TEXT} characters in all")
+        return text
 
     def _follow(self, reference: str, path: tuple[str, ...], busy: frozenset) -> Any:
         """What a reference leads to; a dot in front is its own section, two the one above."""

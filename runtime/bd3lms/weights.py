@@ -10,6 +10,8 @@ for it is constant: with these weights zero, scales and shifts are 0, and gates 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtime.excerpt import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,6 +29,7 @@ _BLOCK = (
     "norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight",
     "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias",
 )  # fmt: skip
+_MAX_CONDITION = 1024  # where no weight says how wide the conditioning is
 _OUTPUT = ("norm_final.weight", "linear.weight", "linear.bias")
 
 
@@ -57,11 +60,11 @@ def without_prefix(state: Mapping[str, Any]) -> dict[str, "Tensor"]:
 
     found = {}
     for key, value in state.items():
-        name = str(key).replace(PREFIX, "")
-        if not isinstance(value, Tensor):
-            raise ValueError(f"state_dict.{key}: no tensor")
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"state_dict.{shown(key)}: no tensor")
+        name = key.replace(PREFIX, "")
         if name in found:
-            raise ValueError(f"state_dict.{key}: there is {name} as well")
+            raise ValueError(f"state_dict.{shown(key)}: there is {shown(name)} as well")
         found[name] = value
     return found
 
@@ -73,7 +76,65 @@ def sampling_interval(
     found = [content.get(name, state.get(name)) for name in INTERVAL]
     if any(value is None for value in found):
         return None
-    return [round(float(value), 6) for value in found]
+    low, high = (round(float(value), 6) for value in found)
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"{INTERVAL[0]}={low}, {INTERVAL[1]}={high}: allowed 0 <= min <= max <= 1")
+    return [low, high]
+
+
+def check_shapes(state: Mapping[str, "Tensor"], model: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the weights of a network of the sizes in `model`.
+
+    Called before anything of these sizes is made: numbers in a small file may be of any size.
+    """
+    if EMBEDDING not in state or state[EMBEDDING].dim() != 2:
+        raise ValueError(f"state_dict has no {EMBEDDING} of two dimensions")
+    vocab_size, width = state[EMBEDDING].shape
+    conditioner = state.get(BACKBONE + _CONDITIONER[3])
+    blocks = {name.split(".")[2] for name in state if name.startswith(f"{BACKBONE}blocks.")}
+    for key, found in (("hidden_size", width), ("n_blocks", len(blocks))):
+        if model[key] != found:
+            raise ValueError(f"config.model.{key}={shown(model[key])}: the weights have {found}")
+    cond = model["cond_dim"]
+    if conditioner is not None and tuple(conditioner.shape) != (cond,):
+        shape = tuple(conditioner.shape)
+        raise ValueError(f"config.model.cond_dim={shown(cond)}: the weights have {shape}")
+    if conditioner is None and cond > _MAX_CONDITION:
+        raise ValueError(f"config.model.cond_dim={shown(cond)}: allowed up to {_MAX_CONDITION}")
+    shapes = _shapes(vocab_size, width, cond, len(blocks), conditioner is not None)
+    for name, shape in shapes.items():
+        if name not in state:
+            raise ValueError(f"state_dict has no {name}")
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"state_dict.{name}: shape {tuple(state[name].shape)}, allowed {shape}"
+            )
+
+
+def _shapes(
+    vocab_size: int, width: int, cond: int, n_blocks: int, conditioned: bool
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters."""
+    of_block = ((width,), (3 * width, width), (width, width), (width,), (4 * width, width),
+                (4 * width,), (width, 4 * width), (width,))  # fmt: skip
+    of_output = ((width,), (vocab_size, width), (vocab_size,))
+    found: dict[str, tuple[int, ...]] = {"vocab_embed.embedding": (vocab_size, width)}
+    for block in range(n_blocks):
+        found |= {f"blocks.{block}.{n}": s for n, s in zip(_BLOCK, of_block, strict=True)}
+    found |= {f"output_layer.{n}": s for n, s in zip(_OUTPUT, of_output, strict=True)}
+    if conditioned:
+        found |= _conditioning_shapes(width, cond, n_blocks)
+    return {BACKBONE + name: shape for name, shape in found.items()}
+
+
+def _conditioning_shapes(width: int, cond: int, n_blocks: int) -> dict[str, tuple[int, ...]]:
+    of_conditioner = (cond, 256), (cond,), (cond, cond), (cond,)
+    found: dict[str, tuple[int, ...]] = dict(zip(_CONDITIONER, of_conditioner, strict=True))
+    parts = {**{f"blocks.{block}": 6 for block in range(n_blocks)}, "output_layer": 2}
+    for place, number in parts.items():
+        found[f"{place}.{_MODULATION[0]}"] = (number * width, cond)
+        found[f"{place}.{_MODULATION[1]}"] = (number * width,)
+    return found
 
 
 def network_state(
@@ -119,14 +180,7 @@ def constant_conditioning(model: Mapping[str, Any]) -> dict[str, "Tensor"]:
     import torch
 
     width, cond = model["hidden_size"], model["cond_dim"]
-    shapes = {
-        _CONDITIONER[0]: (cond, 256), _CONDITIONER[1]: (cond,),
-        _CONDITIONER[2]: (cond, cond), _CONDITIONER[3]: (cond,),
-    }  # fmt: skip
-    for block in range(model["n_blocks"]):
-        shapes[f"blocks.{block}.{_MODULATION[0]}"] = (6 * width, cond)
-    shapes[f"output_layer.{_MODULATION[0]}"] = (2 * width, cond)
-    shapes[f"output_layer.{_MODULATION[1]}"] = (2 * width,)
+    shapes = _conditioning_shapes(width, cond, model["n_blocks"])
     found = {BACKBONE + name: torch.zeros(shape) for name, shape in shapes.items()}
     # Shift, scale and gate of attention, then of the MLP.
     gates = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0]).repeat_interleave(width)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from runtime.bd3lms.config import their_config
 from runtime.bd3lms.weights import BACKBONE, constant_conditioning, parameter_order
 from runtime.errors import CheckpointError
+from runtime.portable import portable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ def write_bd3lms(model: Model, path: str | Path, global_step: int = 0) -> None:
     path = Path(path)
     raw, average = model.both_weights()
     try:
-        config = their_config(model.config)
+        config = their_config(portable(model.config))
         conditioned = config["algo"]["name"] != "ar"
         state = raw if conditioned else _without_conditioning(raw, model.config["model"])
         vocab_size = raw[f"{BACKBONE}vocab_embed.embedding"].shape[0]

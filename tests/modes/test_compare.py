@@ -111,6 +111,34 @@ def test_nothing_is_dropped_in_silence(sweep, tmp_path, capsys):
     assert "3 of 4" in said
 
 
+@pytest.mark.parametrize(
+    ("config", "summary", "reason"),
+    [
+        ("[1, 2]", {}, "config.yaml and summary.json do not hold keys and values"),
+        ("paths: {}", {}, "config.yaml: seed is no integer"),
+        ("seed: ???", {}, "config.yaml: seed is no integer"),
+        ("seed: many", {}, "config.yaml: seed is no integer"),
+        ("seed: 4\npaths: [a]", {}, "cannot be read (AttributeError: "),
+        ("seed: 4\nsome: ${nowhere}", {}, "cannot be read (InterpolationKeyError: "),
+        (f"seed: 4\nsome: 1{'0' * 400}", {}, "cannot be read (OverflowError: "),
+        ("seed: 4", {"metrics": None}, "summary.json: metrics=None"),
+        ("seed: 4", {"metrics": [1.0]}, "summary.json: metrics=list"),
+        ("seed: 4", {"status": ["a"]}, "list"),
+        ("seed: 4", [], "config.yaml and summary.json do not hold keys and values"),
+        ("\x00", {}, "cannot be read (ReaderError: "),
+    ],
+)
+def test_an_odd_folder_ends_no_comparison(sweep, tmp_path, capsys, config, summary, reason):
+    write_run(sweep / "odd", 4, 1.0)
+    (sweep / "odd" / "config.yaml").write_text(config)
+    if isinstance(summary, dict):
+        summary = load_summary(sweep / "odd") | summary
+    (sweep / "odd" / "summary.json").write_text(json.dumps(summary))
+    metrics, _ = compared(tmp_path, f"{sweep}/*")
+    assert metrics == {"runs": 9, "left_out": 1, "groups": 3, "lacking": 0}
+    assert f"left out: {sweep / 'odd'}: {reason}" in capsys.readouterr().out
+
+
 def test_default_metrics_are_those_that_all_runs_share(tmp_path):
     for seed, more in ((1, {"nll": 1.0, "gap": 0.1}), (2, {"nll": 2.0})):
         write_run(tmp_path / f"runs/{seed}", seed, 5.0, **more)

@@ -1,11 +1,14 @@
 """An exported folder is the model again, without a pickle, and its card says what is known."""
 
 import json
+from pathlib import Path
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -87,9 +90,105 @@ def test_config_json(folder, export):
     ours = stored["hyper_parameters"]["config"]
     for section in ("algo", "model", "noise", "optim", "sampling", "block_size", "seed"):
         assert content["config"][section] == ours[section]
-    text = json.dumps({k: v for k, v in content["config"].items() if k != "data"})
-    assert str(folder) not in text and content["config"]["data"]["cache_dir"] is None
+    assert str(folder) not in json.dumps(content)
     assert not {"paths", "checkpointing", "callbacks", "logger"} & content["config"].keys()
+
+
+PLACES = (
+    "data.source.files=/secret/a.txt", "data.source.valid_files=[secret/b.txt]",
+    "data.parse={folder: secret/c, model_dir: /secret/d, parser: {model_dir: /secret/e, lang: en}}",
+    "data.source.more={a: [/secret/f, ~/secret/g, kept], b: 'file:///secret/h'}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bd3lms"])
+def test_places_are_not_published(folder, export, tmp_path, form):
+    """Neither those of the known keys, nor what begins like a path elsewhere."""
+    content = read_checkpoint(best(folder / "run"))
+    config = OmegaConf.create(content["hyper_parameters"]["config"])
+    for text in PLACES:
+        key, _, value = text.partition("=")
+        OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x, force_add=True)
+    config.data.valid_files = "secret/i"
+    config.data.tokenizer_name_or_path = f"{Path.home()}/secret/j"
+    content["hyper_parameters"]["config"] = OmegaConf.to_container(config)
+    torch.save(content, tmp_path / "a.ckpt")
+    found, _ = export(f"mode.format={form}", checkpoint=tmp_path / "a.ckpt")
+    for file in found.iterdir():
+        published = file.read_bytes()
+        assert b"secret" not in published and str(folder).encode() not in published, file
+    if form == "safetensors":
+        data = json.loads((found / "config.json").read_text())["config"]["data"]
+        assert data["files"] is None and data["parse"]["parser"] == {
+            "model_dir": None,
+            "lang": "en",
+        }
+        assert data["source"]["more"] == {"a": [None, None, "kept"], "b": None}
+        assert data["name"] == "text" and data["source"]["_target_"] == "data.text.TextFiles"
+        model = Diffusion.load_from_checkpoint(found)
+        assert torch.equal(nll(model), nll(Diffusion.load_from_checkpoint(best(folder / "run"))))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def full_disk_at_the_card(path, text, encoding=None):
+    if path.name == "README.md":
+        full_disk()
+    path.write_bytes(text.encode())
+
+
+def full_disk_in_rust(*_, **__):
+    raise SafetensorError("Error while serializing: IoError(Os { code: 28 })")
+
+
+BREAKS = {
+    "weights": (safetensors.torch, "save_file", full_disk_in_rust, ""),
+    "card": (Path, "write_text", full_disk_at_the_card, ""),
+    "bd3lms": (torch, "save", full_disk, "mode.format=bd3lms"),
+}
+
+
+@pytest.mark.parametrize("place", BREAKS)
+def test_a_broken_export_leaves_the_one_before(export, monkeypatch, tmp_path, place):
+    module, name, broken, form = BREAKS[place]
+    options = [form] if form else []
+    found, _ = export(*options)
+    before = contents(found)
+    monkeypatch.setattr(module, name, broken)
+    _, said = export("eval.weights=raw", *options, code=2)
+    assert f"{found}" in said and "cannot be written" in said
+    assert len(said.strip().splitlines()) == 1 and ".export-" not in said
+    assert contents(found) == before
+    _, said = export(f"mode.folder={tmp_path}/new", *options, code=2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_something_else_is_not_written_to(export, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, text in (
+        ("README.md", "# Mine"), ("model.safetensors", ""), ("config.json", '{"model_type": "x"}'),
+    ):  # fmt: skip
+        (tmp_path / "mine" / name).write_text(text)
+        before = contents(tmp_path / "mine")
+        _, said = export(f"mode.folder={tmp_path}/mine", code=2)
+        assert "mine: holds something that is no export; allowed: a new or an empty" in said
+        assert len(said.strip().splitlines()) == 1 and contents(tmp_path / "mine") == before
+
+
+def test_a_folder_of_an_export_keeps_its_other_files(export, tmp_path):
+    place = f"mode.folder={tmp_path}/out"
+    export(place, "mode.format=bd3lms")
+    (tmp_path / "out" / "LICENSE").write_text("mine")
+    export(place)
+    export(place)
+    assert (tmp_path / "out" / "LICENSE").read_text() == "mine" and is_export(tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".export-*"))
 
 
 def test_the_tokenizer_opens_with_transformers(folder, export):
@@ -107,7 +206,9 @@ def test_evaluation_takes_the_folder(folder, export, tmp_path):
         run_dir = tmp_path / str(number)
         paths = f"paths.run_dir={run_dir}", f"paths.cache_dir={folder}/cache"
         checkpoint = f"eval.checkpoint_path={path}"
-        assert call_main(["mode=ppl_eval", checkpoint, "trainer=cpu", *paths]) == 0
+        # Which files they were is not published.
+        data = [text for text in tiny(folder) if text.startswith("data")] if number else []
+        assert call_main(["mode=ppl_eval", checkpoint, "trainer=cpu", *paths, *data]) == 0
         results.append(load_summary(run_dir)["metrics"]["nll"])
     assert results[0] == results[1]
     more = "algo=bd3lm", "block_size=8", "trainer.max_steps=1", f"training.from_pretrained={found}"

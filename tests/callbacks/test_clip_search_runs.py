@@ -83,7 +83,7 @@ def test_without_widths_nothing_is_searched(folder, tmp_path):
 
 
 def count_passes(monkeypatch, folder, run_dir, *overrides):
-    """Forward passes of the searches of a run of eight steps, and how many searches there were."""
+    """Forward passes per search over the first four rows, which are one batch."""
     passes, original = [], MDLM.block_losses
 
     def block_losses(self, batch, counter, interval):
@@ -91,7 +91,7 @@ def count_passes(monkeypatch, folder, run_dir, *overrides):
         return original(self, batch, counter, interval)
 
     monkeypatch.setattr(MDLM, "block_losses", block_losses)
-    fit(folder, run_dir, *SEARCH, "callbacks.clip_search.num_rows=8", *overrides)
+    fit(folder, run_dir, *SEARCH, "callbacks.clip_search.num_rows=4", *overrides)
     return len(passes) / len(searches(run_dir))
 
 

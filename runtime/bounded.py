@@ -55,6 +55,7 @@ def no_larger_than(where: Any, state: Mapping[str, "Tensor"]) -> Iterator[None]:
     owner = threading.get_ident()
 
     def count(module: Any, name: str, parameter: "Tensor | None") -> None:
+        """Take a parameter off the allowance, before it is filled."""
         nonlocal tensors, size
         if parameter is None or threading.get_ident() != owner:
             return

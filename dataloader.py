@@ -66,21 +66,24 @@ class LanguageData(L.LightningDataModule):
         named: bool,
         with_parse: bool = False,
     ) -> "LanguageData":
-        """Data to evaluate a model on, read with the model's own tokenizer.
+        """Data to evaluate a model on `eval.split`, read with the model's own tokenizer.
 
         Args:
             config: the configuration of the evaluation.
             tokenizer: the checkpoint's.
             named: whether the user asked for `data.tokenizer_name_or_path`; it must then agree.
             with_parse: whether depths are wanted; a likelihood needs none, so where the parse of
-                some split is not there the data is read without it.
+                its splits is not there the data is read without it.
 
         Raises:
             DataError: it does not.
         """
-        if not with_parse and not cls(config).is_parsed:
+        data = cls(config, tokenizer)
+        # With the parse, the token cache of the training is found again.
+        if not with_parse and not data.is_parsed(("train", config.eval.split)):
             config = config.copy()
             config.data.parse = None
+            data = cls(config, tokenizer)
         if named:
             theirs = cls(config).tokenizer
             if not same_ids(theirs, tokenizer):
@@ -88,7 +91,7 @@ class LanguageData(L.LightningDataModule):
                     f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
                     " tokenizer that the checkpoint was trained with; leave it out to use that one"
                 )
-        return cls(config, tokenizer)
+        return data
 
     @cached_property
     def source(self) -> Source:
@@ -99,12 +102,13 @@ class LanguageData(L.LightningDataModule):
         command = partial(command_for, "parse_depth", self.config)
         return ParsedSource(self.plain_source, store, command)
 
-    @property
-    def is_parsed(self) -> bool:
-        """Whether `data.parse` is unset or has parsed every split: no word lacks its depth."""
+    def is_parsed(self, splits: Sequence[str]) -> bool:
+        """Whether `data.parse` is unset, or has parsed those of the splits that there are."""
         store = self.parse_store
-        splits = () if store is None else self.plain_source.splits
-        return all(store.index_path(split).is_file() for split in splits if store is not None)
+        if store is None:
+            return True
+        there = [split for split in splits if split in self.plain_source.splits]
+        return all(store.index_path(split).is_file() for split in there)
 
     @cached_property
     def plain_source(self) -> Source:

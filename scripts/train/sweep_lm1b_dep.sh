@@ -4,7 +4,8 @@
 #
 #   scripts/train/sweep_lm1b_dep.sh [override ...]           add hydra/launcher=slurm to submit the jobs
 #
-# share 0 is one baseline, whatever the mode and the direction.
+# Parse first (the first command of train_lm1b_mdlm_dep.sh). Share 0 is one baseline, whatever the mode
+# and the direction.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}

@@ -292,3 +292,16 @@ def test_a_configuration_from_before_parsing_still_works(tmp_path):
     data = LanguageData.for_model(cfg, LanguageData(cfg).tokenizer, named=False)
     assert data.parse_store is None and data.source is data.plain_source
     assert len(data.rows("train"))
+
+
+def test_an_evaluation_reads_the_rows_of_the_training_where_its_splits_are_parsed(tmp_path):
+    """One token cache for both; without the parse of the split, text is packed without depths."""
+    cfg = compose_config(*on_text(tmp_path), *TOY, run_dir=tmp_path)
+    run(cfg)
+    trained = LanguageData(cfg)
+    again = LanguageData.for_model(cfg, trained.tokenizer, named=False)
+    assert again.rows("train").path == trained.rows("train").path
+    assert "depth" in again.rows("validation").names
+    trained.parse_store.index_path("validation").unlink()
+    without = LanguageData.for_model(cfg, trained.tokenizer, named=False)
+    assert without.rows("validation").names == ("input_ids",)

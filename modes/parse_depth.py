@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from data.packing import PackingReport
+from data.blocks import PackingReport
 from data.parse_store import STATUSES
 from data.parsing import Outcome, Shard, Tick, parse_split, usable_processes
 from dataloader import LanguageData

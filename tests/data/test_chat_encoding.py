@@ -108,12 +108,12 @@ def test_rows_of_a_file_through_the_data_module(tokenizer, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in answered))
     cfg = compose_config(
         "data=chat", f"data.files={path}", "data.valid_fraction=0.3", "model.length=16",
-        f"paths.cache_dir={tmp_path}/cache",
+        f"paths.cache_dir={tmp_path}/cache", "loader.global_batch_size=4",
     )  # fmt: skip
     data = LanguageData(cfg, tokenizer)
     batch = next(iter(data.train_loader(max_steps=1)))
     assert set(batch) >= {"input_ids", "response", "segment", "position", "index"}
-    answers = tokenizer.batch_decode(batch["input_ids"][batch["response"] == 1])
+    answers = tokenizer.convert_ids_to_tokens(batch["input_ids"][batch["response"] == 1].tolist())
     assert set(answers) == {"two", "[EOS]"}
     report = data.packing_report("train")
     texts = {document["text"] for document in data.source.documents("train")}

@@ -12,7 +12,7 @@ from tests.support import ROOT
 GROUND = {"data"}
 BELOW = {
     "objectives": set(),
-    "models": {"objectives"},
+    "models": {"objectives", "runtime"},
     "decoding": {"models", "objectives"},
     "data": set(),
     "runtime": set(),
@@ -22,7 +22,10 @@ BELOW = {
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"main"}
 OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts", "notebooks"}
 # What a layer may use besides our own modules and the standard library; None: anything.
-LIBRARIES = {"objectives": {"torch", "jaxtyping"}, "models": {"torch", "jaxtyping"}}
+LIBRARIES = {
+    "objectives": {"torch", "jaxtyping"},
+    "models": {"torch", "jaxtyping", "transformers", "safetensors"},
+}
 FILES = sorted(
     path.relative_to(ROOT)
     for path in [*ROOT.glob("*.py"), *(p for layer in BELOW for p in (ROOT / layer).rglob("*.py"))]

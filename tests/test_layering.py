@@ -12,8 +12,8 @@ from tests.support import ROOT
 GROUND = {"data"}
 BELOW = {
     "objectives": set(),
-    "models": {"objectives", "runtime"},
-    "decoding": {"models", "objectives"},
+    "models": {"objectives", "runtime"} | GROUND,
+    "decoding": {"models", "objectives", "runtime"} | GROUND,
     "data": set(),
     "runtime": set(),
     "evaluation": {"decoding", "models", "objectives"} | GROUND,
@@ -24,7 +24,9 @@ OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts"
 # What a layer may use besides our own modules and the standard library; None: anything.
 LIBRARIES = {
     "objectives": {"torch", "jaxtyping"},
-    "models": {"torch", "jaxtyping", "transformers", "safetensors"},
+    "models": {
+        "torch", "jaxtyping", "transformers", "tokenizers", "huggingface_hub", "safetensors"
+    },  # fmt: skip
 }
 FILES = sorted(
     path.relative_to(ROOT)

@@ -25,8 +25,13 @@ OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts"
 LIBRARIES = {
     "objectives": {"torch", "jaxtyping"},
     "models": {
-        "torch", "jaxtyping", "transformers", "tokenizers", "huggingface_hub", "safetensors"
-    },  # fmt: skip
+        "torch",
+        "jaxtyping",
+        "transformers",
+        "tokenizers",
+        "huggingface_hub",
+        "safetensors",
+    },
 }
 FILES = sorted(
     path.relative_to(ROOT)

@@ -224,4 +224,6 @@ def rotary_frequencies(config: DFlashConfig) -> tuple[Tensor, float]:
         frequency, factor = ROPE_INIT_FUNCTIONS[kind](shape, torch.device("cpu"))
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"rope_scaling: not usable as {kind} ({error})") from error
+    if not (frequency.isfinite().all() and math.isfinite(factor)):
+        raise ConfigError(f"rope_scaling: gives frequencies that are not finite as {kind}")
     return frequency, float(factor)

@@ -26,7 +26,7 @@ from runtime.export import staged
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_STORED = {"BF16", "F16", "F32"}
+_STORED = ("BF16", "F16", "F32")
 _MAX_JSON, _MAX_NAMES = 2**20, 100
 
 
@@ -105,18 +105,16 @@ def _read_tensors(folder: Path, config: DFlashConfig) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            names = {name: name.removeprefix("model.") for name in file.keys()}  # noqa: SIM118
-            twice = len(names) - len(set(names.values()))
+            stored = set(file.keys())
+            names = {name: name.removeprefix("model.") for name in stored}
+            twice = sorted(ours for theirs, ours in names.items() if theirs != ours in stored)
             if twice:
-                raise CheckpointError(f"{path}: {twice} tensors both with and without 'model.'")
+                raise CheckpointError(
+                    f"{path}: {_listed(twice)} both with and without 'model.' before the name"
+                )
             slices = {ours: file.get_slice(theirs) for theirs, ours in names.items()}
             _check_tensors(path, config, {k: tuple(s.get_shape()) for k, s in slices.items()})
-            kinds = {name: part.get_dtype() for name, part in slices.items()}
-            odd = sorted(name for name, kind in kinds.items() if kind not in _STORED)
-            if odd:
-                raise CheckpointError(
-                    f"{path}: {odd[0]} is {shown(kinds[odd[0]])}; allowed {sorted(_STORED)}"
-                )
+            _check_dtypes(path, {name: part.get_dtype() for name, part in slices.items()})
             return {ours: file.get_tensor(theirs) for theirs, ours in names.items()}
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(str(error))
@@ -138,6 +136,12 @@ def _check_tensors(where: Path, config: DFlashConfig, shapes: Mapping[str, tuple
     faults = [f"{what}: {_listed(names)}" for what, names in parts if names]
     if faults:
         raise CheckpointError(f"{where}: tensors do not fit {CONFIG}: {'; '.join(faults)}")
+
+
+def _check_dtypes(where: Path, dtypes: Mapping[str, str]) -> None:
+    odd = [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in _STORED]
+    if odd:
+        raise CheckpointError(f"{where}: {_listed(odd)}; allowed {', '.join(_STORED)}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,8 +6,8 @@
 
 V = 151,936 tokens, D = 1024, 64 anchors in blocks of 16 (15 slots predict, all valid) over 384
 positions, the ratio of 512 anchors to 3072 tokens. A step is the loss and its gradient with respect
-to the draft's hidden states, from the target's last hidden states on: every variant computes what it
-needs of the target itself, the teacher's logits or their summary. Random numbers; the arithmetic
+to the draft's hidden states, from the target's last hidden states on: every variant computes what
+it needs of the target itself, the teacher's logits or their summary. Random numbers; the arithmetic
 does not depend on them.
 
     whole        autograd of objectives/draft_losses.py: logits of draft and teacher, [960, V] each

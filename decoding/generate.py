@@ -143,6 +143,4 @@ def choose(
         least_B1 = logits_BV.topk(settings.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
     uniform_B = keyed_uniform64((settings.seed, _STREAM), key_B, 1)[:, 0]
-    return draw(
-        logits_BV, uniform_B, temperature=settings.temperature, nucleus_p=settings.top_p
-    )
+    return draw(logits_BV, uniform_B, temperature=settings.temperature, nucleus_p=settings.top_p)

@@ -1,8 +1,8 @@
 """Answers from a model in this process: many at once, each leaving as soon as it is done.
 
-Rows of different lengths decode together, each at its own position (`models.ragged_cache`). When one
-ends, the next prompt takes its place, so the batch stays full until the prompts run out, and after
-that it shrinks.
+Rows of different lengths decode together, each at its own position (`models.ragged_cache`). When
+one ends, the next prompt takes its place, so the batch stays full until the prompts run out, and
+after that it shrinks.
 
 Legend: B rows being decoded, P prompts that enter, S tokens of the longest of them, V vocabulary.
 """
@@ -79,8 +79,9 @@ class LocalGenerator:
         kinds = set(getattr(target.model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise DataError(
-                f"model={target.name}: has layers of {', '.join(sorted(kinds - {'full_attention'}))};"
-                " the local backend takes full_attention only, use a server"
+                f"model={target.name}: has layers of"
+                f" {', '.join(sorted(kinds - {'full_attention'}))}; the local backend takes"
+                " full_attention only, use a server"
             )
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens

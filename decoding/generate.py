@@ -52,6 +52,7 @@ class GenerationResult:
             server did not tell.
         logprobs: of every token, in nats, under the model's own distribution (temperature 1,
             nothing cut off); None if not asked for.
+        num_tokens: length of the answer; 0 where a server did not tell.
         finish: "stop" at a stop token, "length" at the limit.
         error: what went wrong; then the rest is empty.
         retokenised: `token_ids` were made from the text, and may differ from those the model wrote.
@@ -61,6 +62,7 @@ class GenerationResult:
     text: str = ""
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    num_tokens: int = 0
     finish: str = ""
     error: str | None = None
     retokenised: bool = False
@@ -143,6 +145,4 @@ def choose(
         least_B1 = logits_BV.topk(settings.top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
     uniform_B = keyed_uniform64((settings.seed, _STREAM), key_B, 1)[:, 0]
-    return draw(
-        logits_BV, uniform_B, temperature=settings.temperature, nucleus_p=settings.top_p
-    )
+    return draw(logits_BV, uniform_B, temperature=settings.temperature, nucleus_p=settings.top_p)

@@ -1,8 +1,8 @@
 """Keys and values of sequences of different lengths, written in place.
 
 The cache that `transformers` brings copies itself at every token and wants all sequences equally
-long. Here every row has a length of its own: rows enter when they begin and leave when they end, and
-the rows in use are always the first ones.
+long. Here every row has a length of its own: rows enter when they begin and leave when they end,
+and the rows in use are always the first ones.
 
 Legend: B rows in use, P rows that enter, H heads of keys, S tokens, W columns in use, D head size.
 """

@@ -96,6 +96,19 @@ def _is_values(value: Any) -> bool:
     return (isinstance(value, dict) and value != {}) or (isinstance(value, str) and "=" in value)
 
 
+def _is_files(value: Any) -> bool:
+    """A path or glob, or a list of them, which may be empty."""
+    return _is_names([value]) or _is_names(value)
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_integer(n) and n >= 0 for n in value.values())
+
+
+def _is_groups(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_texts, value.values()))
+
+
 def _is_widths(value: Any) -> bool:
     return isinstance(value, list) and all(
         is_number(width) and 0.01 <= width < 1 for width in value
@@ -127,6 +140,23 @@ KEYS: tuple[Key, ...] = (
     Key("mode.reference", _is_values, "{KEY:VALUE,...}", nullable=True, optional=True),
     _text("mode.x", nullable=True, optional=True),
     Key("mode.ignore", _is_names, "a list of keys", optional=True),
+    Key("mode.input", _is_texts, "a .jsonl file, a glob or a list of them", optional=True),
+    Key("mode.against", _is_files, "a .jsonl file, a glob or a list of them", optional=True),
+    Key("mode.anchor_input", _is_files, "a .jsonl file, a glob or a list of them", optional=True),
+    _text("mode.output", **_OPTIONAL),
+    _flag("mode.within", **_OPTIONAL),
+    _integer("mode.ngram", 1, **_OPTIONAL),
+    _integer("mode.least_characters", 1, **_OPTIONAL),
+    Key("mode.item_fields", _is_names, "a list of fields", optional=True),
+    Key("mode.row_fields", _is_names, "a list of fields", optional=True),
+    Key("mode.counts", _is_counts, "{GROUP: ROWS, ...}", optional=True),
+    Key("mode.anchors", _is_counts, "{GROUP: ROWS, ...}", optional=True),
+    Key("mode.groups", _is_groups, "{GROUP: [PATTERN, ...], ...}", optional=True),
+    _integer("mode.max_per_prompt", 1, **_OPTIONAL),
+    _flag("mode.repeat", **_OPTIONAL),
+    _number("mode.language_share", "[0, 1]", **_OPTIONAL),
+    _integer("mode.limit", 1, **_OPTIONAL, **_NULLABLE),
+    _integer("mode.seed", 0, **_OPTIONAL),
     _text("paths.run_dir"),
     # algorithm
     _text("algo.name"),

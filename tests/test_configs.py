@@ -15,11 +15,15 @@ from tests.support import ROOT, compose_config
 CONFIGS = ROOT / "configs"
 NEEDED = {
     "audit": ["mode.run=somewhere"],
+    "audit_labels": ["mode.input=rows.jsonl"],
     "compare": ["mode.runs=somewhere"],
+    "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
+    "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
+    "subtract": ["mode.input=rows.jsonl"],
     "bd3lm": ["block_size=16"],
     "cache_features": ["algo=dflash", "model=tiny_causal", "algo.feature_cache=somewhere"],
     "dflash": ["model=tiny_causal"],

@@ -2,13 +2,8 @@
 
 A prompt is `{"id", "source", "messages": [{"role", "content"}, ...]}`, or `"prompt": TEXT` for a
 single turn of the user. An answered row has `response` besides, and where the answer was generated
-<<<<<<< HEAD
 `response_ids`, the very tokens, and `finish` ("stop" or "length"): text that is tokenized again may
 come out in other tokens than those that the model wrote. Whatever else a row carries is kept.
-=======
-`response_ids`, the very tokens: text that is tokenized again may come out in other tokens than
-those that the model wrote. Whatever else a row carries is kept.
->>>>>>> datatools
 """
 
 import hashlib

@@ -193,7 +193,6 @@ KEYS: tuple[Key, ...] = (
     _flag("masking.reverse", **_OPTIONAL),
     _choice("masking.target", "loss", "schedule", **_OPTIONAL),
     # model
-    _choice("model.kind", "target", **_OPTIONAL),
     _integer("model.hidden_size", 1, **_OPTIONAL),
     _integer("model.n_blocks", 1, **_OPTIONAL),
     _integer("model.n_heads", 1, **_OPTIONAL),

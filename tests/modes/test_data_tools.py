@@ -73,7 +73,9 @@ def test_all_tools_through_main(chain, capsys):
     manifest = json.loads((chain / "audit_labels/manifest.json").read_text())
     summary = load_summary(chain / "run_audit_labels")
     assert summary["provenance"]["data_fingerprint"] == manifest["key"]
+    assert "nothing has changed" not in capsys.readouterr().out
     assert call("mix", source, "mode.counts={math: 9, chat: 2}")["reused"] == 1.0
+    assert f"{chain}/mix (as it was: nothing has changed)" in capsys.readouterr().out
 
 
 def config(chain, mode, *overrides):
@@ -122,7 +124,7 @@ def test_languages_and_words(chain):
     assert audit_labels.run(cfg)["w/mean"] == 10
     figures = json.loads((chain / "out" / "labels.json").read_text())
     assert figures["sources"]["w"]["languages"] == {"en": 2} and figures["unit"] == "words"
-    assert audit_labels.table(figures["sources"], "words").count("en 100 %") == 2
+    assert audit_labels.table(figures["sources"], "words").count("en 100.0 %") == 2
 
 
 def test_what_a_set_hit_is_reported(chain):

@@ -40,7 +40,17 @@ def dense_mask(start_BN, stop_BN, length, block_size):
 )
 def test_flex_tiles_equal_the_dense_mask(length, num_blocks, block_size, seed):
     """No tile with an allowed pair is left out, full tiles are full, and the formula is right."""
-    start, stop = intervals(length, num_blocks, seed)
+    require_exact_tiles(*intervals(length, num_blocks, seed), length, block_size)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 127), (0, 128), (1, 128), (127, 129), (128, 256)])
+def test_flex_tiles_at_their_edges(first, last):
+    """Two tiles of queries that all see the same interval, one place more or less than a tile."""
+    start = torch.full((1, 32), first)
+    require_exact_tiles(start, torch.full((1, 32), last), length=300, block_size=8)
+
+
+def require_exact_tiles(start, stop, length, block_size):
     mask = dense_mask(start, stop, length, block_size)
     tiles = flex_tiles(start, stop, length, block_size)
     B, queries, keys = mask.shape

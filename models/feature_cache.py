@@ -208,7 +208,7 @@ def _open_arrays(
         "expected": (kind, (sizes.tokens, sizes.features)),
         "entropy": (np.float32, (sizes.tokens,)),
     }
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, (form, shape) in shapes.items():
         path = _path(folder, split, f"{name}.bin")
         wanted = int(np.prod(shape)) * np.dtype(form).itemsize

@@ -52,7 +52,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "small": Size(
-        "dflash_smollm2", ("model=smollm2",), 150, 10, 400, 160,
+        "dflash_smollm2", ("model=smollm2",), 170, 10, 400, 160,
         ((900, 220), (250, 80), (250, 80)), (1200, 500, 500), 128, None, 8,
     ),
     "smoke": Size(

@@ -185,7 +185,9 @@ class Journey:
 
 
 def _listed(paths: list[str]) -> str:
-    return f"[{','.join(paths)}]"
+    """As Hydra reads a list; quoted, because a path may hold any sign."""
+    quoted = (path.replace("'", "\\'") for path in paths)
+    return "[" + ",".join(f"'{path}'" for path in quoted) + "]"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import acceptance_loss
 from benchmarks.reference import ReferenceStep, ReferenceTrainer
 from benchmarks.timer import product_rate
 from benchmarks.training import step_flops
@@ -56,3 +57,26 @@ def test_flop_count_of_the_published_size():
     assert step_flops("mdlm", 477) / 1e9 == pytest.approx(586, rel=0.03)
     assert step_flops("bd3lm", 550) / 1e9 == pytest.approx(1086 * 240 / 256, rel=0.03)
     assert product_rate(torch.float32, 32, 32, 32) > 0
+
+
+@pytest.mark.parametrize("name", acceptance_loss.OBJECTIVES)
+def test_losses_of_drafts_have_one_gradient(name, monkeypatch):
+    """Whole logits, whole logits with fewer tensors, fused: the same step."""
+    sizes = {"VOCABULARY": 50, "FEATURES": 8, "ANCHORS": 5, "SLOTS": 3, "POSITIONS": 12}
+    for key, size in sizes.items():
+        monkeypatch.setattr(acceptance_loss, key, size)
+    x = acceptance_loss.Inputs("fp32", "cpu")
+    grads = [
+        torch.autograd.grad(acceptance_loss.loss_of(variant, x, name), x.hidden)[0]
+        for variant in (*acceptance_loss.VARIANTS, "fused 2")
+    ]
+    assert grads[0].any()
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad, grads[0], rtol=1e-4, atol=1e-7)
+
+
+def test_peak_memory_is_that_of_the_step():
+    """A tensor of 200 MiB that is gone at the end was there."""
+    with acceptance_loss.PeakMemory("cpu") as peak:
+        torch.ones(50 * 2**20)
+    assert 150 < peak.mib < 400

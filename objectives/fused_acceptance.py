@@ -27,7 +27,8 @@ from torch import Tensor
 from objectives.acceptance import AcceptanceObjective, BlockTerms
 from objectives.slot_losses import Head, Pass, SlotLosses, Teacher, slices, soften_
 
-# Logits alive at a time: products of few rows are slow (benchmarks/acceptance_loss.py --chunks).
+# Logits alive at a time: products of few rows are slow (benchmarks/acceptance_loss.py --chunks, on
+# a CPU; the number for a GPU is assumed).
 _CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**26}
 
 

@@ -4,7 +4,7 @@ The engine of `objectives/fused_acceptance.py`, which says why it is enough. Log
 chunk of rows at a time, are replaced in place by their softmax (or by gradients), multiplied back.
 
 Legend: U target positions, R rows (slots that count), C rows of a chunk, E target positions in it,
-G rows whose logits stay in the processor's cache, D features, V vocabulary. Losses in nats.
+G rows that are handled together, D features, V vocabulary. Losses in nats.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CACHED_ELEMENTS = 2**20  # logits that a CPU handles together
+# Logits that are handled together: few enough for a CPU's cache; enough to keep a GPU busy.
+_GROUP_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def slices(rows: int, size: int) -> Iterator[slice]:
 
 def _groups(logits_CV: Tensor) -> Iterator[slice]:
     rows, vocabulary = logits_CV.shape
-    return slices(rows, rows if logits_CV.is_cuda else max(_CACHED_ELEMENTS // vocabulary, 1))
+    elements = _GROUP_ELEMENTS.get(logits_CV.device.type, 2**20)
+    return slices(rows, max(elements // vocabulary, 1))
 
 
 def _softmax(

@@ -5,14 +5,15 @@
     python benchmarks/acceptance_loss.py --device cuda
 
 V = 151,936 tokens, D = 1024, 64 anchors in blocks of 16 (15 slots predict, all valid) over 384
-positions, the ratio of 512 anchors to 3072 tokens. A step is the loss and its gradient with respect
-to the draft's hidden states, from the target's last hidden states on: every variant computes what
-it needs of the target itself, the teacher's logits or their summary. Random numbers; the arithmetic
-does not depend on them.
+positions, the ratio of 512 anchors to 3072 tokens. A step is the loss and its gradient by the
+draft's hidden states, from the target's last hidden states on: what a variant needs of the
+target, logits or a summary of them, it computes itself. Random numbers; the arithmetic does not
+depend on them.
 
     whole        autograd of objectives/draft_losses.py: logits of draft and teacher, [960, V] each
     whole, lean  the same with one softmax cross-entropy call for the KL (fewer tensors of [960, V])
-    fused        objectives/fused_acceptance.py
+    fused        objectives/fused_acceptance.py, the target as a summary of every position
+    fused, p     the same, the target as its hidden states
 
 Each cell is a process of its own. Memory is the greatest resident memory minus that just before the
 first step (head and hidden states are there already); on a GPU, that of torch's allocator. Rates
@@ -39,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 VOCABULARY, FEATURES, ANCHORS, SLOTS, POSITIONS = 151_936, 1024, 64, 15, 384
 OBJECTIVES = ("kd", "survival_eal")
-VARIANTS = ("whole", "whole, lean", "fused")
+VARIANTS = ("whole", "whole, lean", "fused", "fused, p")
 HEADER = (
     "cell", "s/step", "slots/s", "slots/CPU-s", "peak MiB", "x faster", "x less memory",
 )  # fmt: skip
@@ -103,15 +104,18 @@ def whole(x: Inputs, name: str, lean: bool) -> "Tensor":
     return draft_losses.weighted_mean(kl, weight) - reward
 
 
-def fused(x: Inputs, name: str, chunk: int | None = None) -> "Tensor":
+def fused(x: Inputs, name: str, summary: bool, chunk: int | None = None) -> "Tensor":
     """The same without logits."""
     from objectives.fused_acceptance import fused_acceptance_loss, teacher_summary
 
     objective = objective_of(name)
-    expected, entropy = teacher_summary(x.target, x.head, chunk=chunk)
+    teacher = {"teacher_hidden_UD": x.target}
+    if summary:
+        names = "expected_UD", "entropy_U"
+        teacher = dict(zip(names, teacher_summary(x.target, x.head, chunk=chunk), strict=True))
     found = fused_acceptance_loss(
         x.hidden, x.head, x.labels, x.valid, objective=objective, teacher_index_NK=x.index,
-        expected_UD=expected, entropy_U=entropy, rows=ANCHORS * SLOTS, chunk=chunk,
+        rows=ANCHORS * SLOTS, chunk=chunk, **teacher,
     )  # fmt: skip
     kl = found.terms.kl_N.sum() / found.weight
     return objective.kl_weight * kl - objective.reward_weight * found.terms.reward_N.sum() / (
@@ -120,8 +124,13 @@ def fused(x: Inputs, name: str, chunk: int | None = None) -> "Tensor":
 
 
 def loss_of(variant: str, x: Inputs, name: str) -> "Tensor":
-    """The loss of a variant; all have the same gradient."""
-    return fused(x, name) if variant == "fused" else whole(x, name, variant == "whole, lean")
+    """The loss of a variant ("fused 120": with chunks of 120 rows); all have the same gradient."""
+    kind, _, chunk = variant.partition("fused ")
+    if chunk:
+        return fused(x, name, True, int(chunk))
+    if variant.startswith("fused"):
+        return fused(x, name, variant == "fused")
+    return whole(x, name, kind == "whole, lean")
 
 
 def resident_mib() -> float:
@@ -188,7 +197,7 @@ def time_steps(step: Callable[[], None], repeats: int, device: str) -> dict:
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
-def cell(make: Callable[[Inputs], "Tensor"], precision: str, device: str, repeats: int) -> dict:
+def cell(variant: str, name: str, precision: str, device: str, repeats: int) -> dict:
     """Peak memory of the first step, and the times of later ones."""
     import torch
 
@@ -199,7 +208,7 @@ def cell(make: Callable[[Inputs], "Tensor"], precision: str, device: str, repeat
     x = Inputs(precision, device)
 
     def step() -> None:
-        (x.hidden.grad,) = torch.autograd.grad(make(x), x.hidden)
+        (x.hidden.grad,) = torch.autograd.grad(loss_of(variant, x, name), x.hidden)
 
     warm_up(device)
     with PeakMemory(device) as peak:
@@ -295,14 +304,7 @@ def main() -> None:
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
-        variant, name, precision = options.cell
-        chosen, _, chunk = variant.partition("fused ")
-        make = (
-            (lambda x: fused(x, name, int(chunk)))
-            if chunk
-            else (lambda x: loss_of(chosen, x, name))
-        )
-        print(json.dumps(cell(make, precision, options.device, options.repeats)))
+        print(json.dumps(cell(*options.cell, options.device, options.repeats)))
     elif options.chunks:
         print(chunk_table(options))
     else:

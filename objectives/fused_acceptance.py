@@ -27,7 +27,8 @@ from torch import Tensor
 from objectives.acceptance import AcceptanceObjective, BlockTerms
 from objectives.slot_losses import Head, Pass, SlotLosses, Teacher, slices, soften_
 
-# Logits alive at a time: products of few rows are slow (benchmarks/acceptance_loss.py --chunks).
+# Logits alive at a time: products of few rows are slow (benchmarks/acceptance_loss.py --chunks, on
+# a CPU; the number for a GPU is assumed).
 _CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**26}
 
 
@@ -130,13 +131,13 @@ def _check(
 
 
 class _Slots:
-    """The valid slots of a batch as rows, and back.
+    """The valid slots of a batch as rows, in the order of `index_NK`, and back.
 
     With `rows` given, rows beyond the valid ones stand for no slot: they gather zeros, and what
     they scatter is dropped.
     """
 
-    def __init__(self, valid_NK: Tensor, rows: int | None) -> None:
+    def __init__(self, valid_NK: Tensor, rows: int | None, index_NK: Tensor | None) -> None:
         flat_M = valid_NK.flatten()
         self.shape, self.total = valid_NK.shape, len(flat_M)
         if rows is None:
@@ -144,6 +145,9 @@ class _Slots:
         else:
             torch._assert_async(flat_M.sum() <= rows, f"more than rows={rows} valid slots")
             self.place_R = torch.nonzero_static(flat_M, size=rows, fill_value=self.total)[:, 0]
+
+        if index_NK is not None:
+            self.place_R = self.place_R[self.gather(index_NK).argsort()]
 
     def gather(self, x: Tensor) -> Tensor:
         """Entries of the rows from [N, K, ...]."""
@@ -177,9 +181,11 @@ def fused_acceptance_loss(
     """The objective's loss of drafted blocks, and its parts, without the logits of the batch.
 
     Products run in the autocast dtype (the logits are rounded to it), softmax and sums in fp32, or
-    in fp64 for fp64 input. Memory: `chunk` rows of logits (twice that with `teacher_hidden_UD`)
-    and one or two vectors of D per valid slot; time: two products per valid slot (three or four
-    with `teacher_hidden_UD`), one where no gradient is wanted.
+    in fp64 for fp64 input. Memory: `chunk` rows of logits (two or three times that with
+    `teacher_hidden_UD`) and one or two vectors of D per valid slot. Time, in products of a vector
+    with W: two per valid slot, and two per target position in `teacher_summary`. In place of the
+    latter `teacher_hidden_UD` takes one per target position (on a GPU, one per valid slot), and one
+    more per slot where KL and acceptance are both learnt. One less per slot if nothing is learnt.
 
     Args:
         hidden_NKD: the draft's hidden states after its final norm, at slots that predict.
@@ -190,7 +196,7 @@ def fused_acceptance_loss(
         teacher_index_NK: which of the U target positions holds p of the slot.
         expected_UD, entropy_U: of `teacher_summary` at the objective's temperature.
         teacher_hidden_UD: in their place, the target's last hidden states after its final norm; for
-            a verification that needs them, or where U exceeds half of the slots.
+            a verification that needs them.
         reward_scale, kl_scale, ce_scale: see `AcceptanceSums.loss`; by default the weights of the
             objective. A term of weight 0 is left out whatever its scale.
         rows: bound on the number of valid slots that the host knows; None counts them, which waits
@@ -210,7 +216,7 @@ def fused_acceptance_loss(
     )  # fmt: skip
     with _no_autocast(hidden_NKD):
         # 1. The valid slots alone go through the head.
-        slots = _Slots(valid_NK, rows)
+        slots = _Slots(valid_NK, rows, teacher_index_NK)
         teacher = None
         if teacher_index_NK is not None:
             index_R = slots.gather(teacher_index_NK)

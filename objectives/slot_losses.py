@@ -3,8 +3,8 @@
 The engine of `objectives/fused_acceptance.py`, which says why it is enough. Logits exist for a
 chunk of rows at a time, are replaced in place by their softmax (or by gradients), multiplied back.
 
-Legend: U unique target positions, R rows (slots that count), C rows of a chunk, G rows whose logits
-stay in the processor's cache, D features, V vocabulary. Losses in nats.
+Legend: U target positions, R rows (slots that count), C rows of a chunk, E target positions in it,
+G rows that are handled together, D features, V vocabulary. Losses in nats.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CACHED_ELEMENTS = 2**20  # logits that a CPU handles together
+# Logits that are handled together: few enough for a CPU's cache; enough to keep a GPU busy.
+_GROUP_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """p of the rows: `index_R` points to e and H(p), or to the target's hidden states."""
+    """p of the rows: `index_R` points to e and H(p), or to the target's hidden states.
+
+    Sorted, so that rows which share a position lie together.
+    """
 
     index_R: Tensor
     expected_UD: Tensor | None
@@ -46,7 +50,7 @@ class Pass:
 
 
 class Head:
-    """The frozen projection and a buffer of logits for each model that is projected."""
+    """The frozen projection and buffers of logits."""
 
     def __init__(self, weight_VD: Tensor, how: Pass, rows: int, buffers: int) -> None:
         self.weight_VD = weight_VD.to(how.dtype)
@@ -95,7 +99,8 @@ def slices(rows: int, size: int) -> Iterator[slice]:
 
 def _groups(logits_CV: Tensor) -> Iterator[slice]:
     rows, vocabulary = logits_CV.shape
-    return slices(rows, rows if logits_CV.is_cuda else max(_CACHED_ELEMENTS // vocabulary, 1))
+    elements = _GROUP_ELEMENTS.get(logits_CV.device.type, 2**20)
+    return slices(rows, max(elements // vocabulary, 1))
 
 
 def _softmax(
@@ -153,66 +158,80 @@ def _chunk_with_summary(
         out.kl_RD[:] = (g_CD - e_CD) / how.temperature
 
 
-def _label_acceptance(
-    q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor
-) -> tuple[Tensor, Tensor]:
-    minus_one_G1 = torch.full_like(nll_G, -1.0)[:, None]
-    return nll_G, q_GV.scatter_add(1, labels_G[:, None], minus_one_G1)
+_Acceptance = tuple[Tensor, Callable[[], Tensor]]
 
 
-def _match_acceptance(
-    q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor
-) -> tuple[Tensor, Tensor]:
+def _label_acceptance(q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor) -> _Acceptance:
+    ones_G1 = torch.ones_like(nll_G)[:, None]
+    return nll_G, lambda: q_GV.scatter_add(1, labels_G[:, None], -ones_G1)
+
+
+def _match_acceptance(q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor) -> _Acceptance:
     shared_GV = p_GV * q_GV
     a_G1 = shared_GV.sum(1, keepdim=True).clamp(min=torch.finfo(q_GV.dtype).tiny)
-    return -a_G1[:, 0].log(), q_GV - shared_GV / a_G1
+    return -a_G1[:, 0].log(), lambda: q_GV - shared_GV / a_G1
 
 
-def _overlap_acceptance(
-    q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor
-) -> tuple[Tensor, Tensor]:
+def _overlap_acceptance(q_GV: Tensor, p_GV: Tensor, labels_G: Tensor, nll_G: Tensor) -> _Acceptance:
     a_G1 = torch.minimum(p_GV, q_GV).sum(1, keepdim=True)
     a_G1 = a_G1.clamp(min=torch.finfo(q_GV.dtype).tiny)
-    below_GV = torch.where(q_GV < p_GV, q_GV, 0.0)
-    return -a_G1[:, 0].log(), (below_GV.sum(1, keepdim=True) * q_GV - below_GV) / a_G1
+
+    def step() -> Tensor:
+        below_GV = torch.where(q_GV < p_GV, q_GV, 0.0)
+        return (below_GV.sum(1, keepdim=True) * q_GV - below_GV) / a_G1
+
+    return -a_G1[:, 0].log(), step
 
 
-# -log of a slot's acceptance, and its gradient with respect to the draft's logits.
-_ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+# -log of a slot's acceptance; when called, its gradient with respect to the draft's logits.
+_ACCEPTANCE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], _Acceptance]] = {
     "greedy": _label_acceptance,
     "match": _match_acceptance,
     "overlap": _overlap_acceptance,
 }
 
 
+def _shared_rows(index_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ones among sorted target positions, and which of them is each row's.
+
+    On a GPU their number would have to be waited for, so every row stays its own.
+    """
+    if index_C.is_cuda:
+        return index_C, torch.arange(len(index_C), device=index_C.device)
+    return torch.unique_consecutive(index_C, return_inverse=True)
+
+
 def _chunk_with_distribution(
     head: Head, low_CD: Tensor, labels_C: Tensor, teacher: Teacher | None, out: _Rows, how: Pass
 ) -> None:
-    """Any acceptance: both logits, each replaced by the gradient of one loss."""
+    """Any acceptance: whole p and q, replaced by the gradients of the losses."""
     assert teacher is not None and teacher.hidden_UD is not None
     accept, exact, warmth = _ACCEPTANCE[how.verification], how.exact, how.temperature
+    shared_E, which_C = _shared_rows(teacher.index_R)
     draft_CV = head.logits(low_CD)
-    target_CV = head.logits(teacher.hidden_UD[teacher.index_R].to(how.dtype), buffer=1)
+    target_EV = head.logits(teacher.hidden_UD[shared_E].to(how.dtype), buffer=1)
+    # The draft's logits make room for the first gradient that is asked for.
+    accept_CV = draft_CV if how.acceptance else None
+    kl_CV = (head.buffers[-1, : len(low_CD)] if how.acceptance else draft_CV) if how.kl else None
     label_C = _of_labels(draft_CV, labels_C, exact)
     for group in _groups(draft_CV):
-        z_GV, t_GV = draft_CV[group], target_CV[group]
-        (q_GV, lse_G, out.top_R[group]), (p_GV, p_lse_G, _) = (
-            _softmax(x_GV, exact) for x_GV in (z_GV, t_GV)
-        )
+        z_GV, t_GV = draft_CV[group].to(exact), target_EV[which_C[group]].to(exact)
+        q_GV, lse_G, out.top_R[group] = _softmax(z_GV, exact)
+        p_GV, p_lse_G, _ = _softmax(t_GV, exact)
         out.nll_R[group] = lse_G - label_C[group]
-        out.accept_R[group], accept_GV = accept(q_GV, p_GV, labels_C[group], out.nll_R[group])
+        out.accept_R[group], step = accept(q_GV, p_GV, labels_C[group], out.nll_R[group])
         if warmth != 1.0:
-            (q_GV, lse_G, _), (p_GV, p_lse_G, _) = (
-                _softmax(x_GV, exact, warmth) for x_GV in (z_GV, t_GV)
-            )
-        inner_G = (p_GV * (t_GV.to(exact) - z_GV)).sum(-1) / warmth
+            q_GV, lse_G, _ = _softmax(z_GV, exact, warmth)
+            p_GV, p_lse_G, _ = _softmax(t_GV, exact, warmth)
+        inner_G = torch.linalg.vecdot(p_GV, t_GV - z_GV) / warmth
         out.kl_R[group] = inner_G + lse_G - p_lse_G
-        draft_CV[group] = accept_GV
-        target_CV[group] = (q_GV - p_GV) / warmth
-    if out.accept_RD is not None:
-        out.accept_RD[:] = head.features(draft_CV)
-    if out.kl_RD is not None:
-        out.kl_RD[:] = head.features(target_CV)
+        if accept_CV is not None:
+            accept_CV[group] = step()
+        if kl_CV is not None:
+            kl_CV[group] = (q_GV - p_GV) / warmth
+    for direction_CD, step_CV in ((out.accept_RD, accept_CV), (out.kl_RD, kl_CV)):
+        if direction_CD is not None and step_CV is not None:
+            direction_CD[:] = head.features(step_CV)
 
 
 class SlotLosses(torch.autograd.Function):
@@ -226,7 +245,8 @@ class SlotLosses(torch.autograd.Function):
         """-log a, KL, -log q(y) and argmax q of every row."""
         whole = teacher is not None and teacher.hidden_UD is not None
         chunk_of = _chunk_with_distribution if whole else _chunk_with_summary
-        head = Head(head_VD, how, len(hidden_RD), 2 if whole else 1)
+        buffers = 2 + (how.acceptance and how.kl) if whole else 1
+        head = Head(head_VD, how, len(hidden_RD), buffers)
         low_RD, rows = hidden_RD.to(how.dtype), _Rows.empty(hidden_RD, labels_R, how)
         for part in slices(len(hidden_RD), how.chunk):
             target = teacher and replace(teacher, index_R=teacher.index_R[part])

@@ -1,8 +1,12 @@
 """The benchmarks compare like with like: the reference computes the same loss, and cells run."""
 
+import mmap
+import time
+
 import pytest
 import torch
 
+from benchmarks import acceptance_loss
 from benchmarks.reference import ReferenceStep, ReferenceTrainer
 from benchmarks.timer import product_rate
 from benchmarks.training import step_flops
@@ -56,3 +60,28 @@ def test_flop_count_of_the_published_size():
     assert step_flops("mdlm", 477) / 1e9 == pytest.approx(586, rel=0.03)
     assert step_flops("bd3lm", 550) / 1e9 == pytest.approx(1086 * 240 / 256, rel=0.03)
     assert product_rate(torch.float32, 32, 32, 32) > 0
+
+
+@pytest.mark.parametrize("name", acceptance_loss.OBJECTIVES)
+def test_losses_of_drafts_have_one_gradient(name, monkeypatch):
+    """Whole logits, whole logits with fewer tensors, fused: the same step."""
+    sizes = {"VOCABULARY": 50, "FEATURES": 8, "ANCHORS": 5, "SLOTS": 3, "POSITIONS": 12}
+    for key, size in sizes.items():
+        monkeypatch.setattr(acceptance_loss, key, size)
+    x = acceptance_loss.Inputs("fp32", "cpu")
+    grads = [
+        torch.autograd.grad(acceptance_loss.loss_of(variant, x, name), x.hidden)[0]
+        for variant in (*acceptance_loss.VARIANTS, "fused 2")
+    ]
+    assert grads[0].any()
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad, grads[0], rtol=1e-4, atol=1e-7)
+
+
+def test_peak_memory_is_that_of_the_step():
+    """200 MiB that are gone at the end were there; fresh pages, not ones that torch keeps."""
+    size = 200 * 2**20
+    with acceptance_loss.PeakMemory("cpu") as peak, mmap.mmap(-1, size) as pages:
+        pages[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
+        time.sleep(0.05)
+    assert 180 < peak.mib < 300

@@ -31,6 +31,7 @@ from objectives.draft_losses import (
     survival_eal_loss,
 )
 from objectives.fused_acceptance import fused_acceptance_loss, teacher_summary
+from objectives.slot_losses import Head
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "objective"
 
@@ -319,6 +320,37 @@ def test_nothing_is_kept_where_nothing_is_learnt():
     assert found.terms.kl_N.requires_grad and not found.terms.reward_N.requires_grad
     hard = batch.fused(named("ce"), teacher_index_NK=None, expected_UD=None, entropy_U=None)
     assert hard.kl is None and not hard.terms.kl_N.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "projected", "returned"),
+    [("kd", False, 0, 1), ("survival_eal", False, 0, 1), ("ce", True, 1, 1),
+     ("survival_eal", True, 1, 2), ("overlap", True, 1, 1)],
+)  # fmt: skip
+def test_what_goes_through_the_head(name, whole, projected, returned, monkeypatch):
+    """The valid slots once, every target position they share once; back only what is learnt."""
+    batch, counts = Batch(20, blocks=8), {"logits": 0, "features": 0}
+    teacher = batch.teacher(whole)
+    for key in counts:
+        product = getattr(Head, key)
+
+        def counted(self, x, *more, key=key, product=product, **named):
+            counts[key] += len(x)
+            return product(self, x, *more, **named)
+
+        monkeypatch.setattr(Head, key, counted)
+    slots = int(batch.valid.sum())
+    positions = len(batch.index[batch.valid].unique())
+    assert positions < slots < batch.valid.numel()
+    for learning in (True, False):
+        counts.update(logits=0, features=0)
+        with torch.set_grad_enabled(learning):
+            fused_acceptance_loss(
+                batch.hidden, batch.head, batch.labels, batch.valid, objective=named(name),
+                **teacher,
+            )  # fmt: skip
+        assert counts["logits"] == slots + projected * positions
+        assert counts["features"] == (returned * slots if learning else 0)
 
 
 class Hybrid(AcceptanceObjective):

@@ -35,7 +35,7 @@ class ClipSearch(L.Callback):
     step, so a search that is cut short and repeated after resuming finds the same.
 
     Args:
-        widths: widths of the intervals (`algo.clip_search_widths`); None or none of them: no search.
+        widths: widths of the intervals (`algo.clip_search_widths`); none: no search.
         enabled: `algo.var_min`.
         fix: measure, but leave the interval as it is (`algo.fix_clipping`).
         delta: distance between intervals of equal width.

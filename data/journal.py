@@ -7,7 +7,6 @@ simply done again.
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +15,19 @@ from data.errors import DataError
 Row = dict[str, Any]
 
 
+def encode_row(row: Row) -> bytes:
+    """A row as a line of UTF-8. Half a surrogate pair, which UTF-8 has not, is escaped."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
 class Journal:
     """A file of rows, each with a text under "id", which are appended and looked up.
 
-    Rows are on disk for sure once `sync` has returned; `append` calls it every so often.
+    A row survives the end of this process as soon as it is appended, and the end of the machine
+    once `sync` has returned; `append` calls that every so often.
 
     Args:
         path: the file; made if it is not there.
@@ -63,10 +71,10 @@ class Journal:
         """
         if row["id"] in self._offsets:
             raise DataError(f"{self.path}: row {row['id']!r} would be there twice")
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         try:
             self._offsets[row["id"]] = self._file.seek(0, os.SEEK_END)
-            self._file.write(line)
+            self._file.write(encode_row(row))
+            self._file.flush()
             self._unsynced += 1
             late = time.monotonic() - self._synced_at > self._sync_seconds
             if late or self._unsynced >= self._sync_rows:
@@ -76,14 +84,8 @@ class Journal:
 
     def read(self, row_id: str) -> Row:
         """The row of an id."""
-        self._file.flush()
         self._file.seek(self._offsets[row_id])
         return json.loads(self._file.readline())
-
-    def rows(self) -> Iterator[Row]:
-        """All rows in the order in which they came."""
-        for row_id in self._offsets:
-            yield self.read(row_id)
 
     def sync(self) -> None:
         """Bring every row to disk."""

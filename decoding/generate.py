@@ -4,6 +4,7 @@
 server. Both are a `Generator`.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from decoding.categorical import draw, keyed_uniform64
-from objectives.keyed import fold_key
 
 # Sets these draws apart from others with the same seed.
 _STREAM = 0x67656E
@@ -124,8 +124,9 @@ class Generator(Protocol):
 
 
 def request_key(request_id: str) -> int:
-    """A 64-bit number for a request, by its id alone."""
-    return fold_key(list(request_id.encode()))
+    """A signed number of 64 bits for a request, by its id alone."""
+    digest = hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def choose(

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -27,7 +28,12 @@ from transformers import (
 from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 # What a saved config says of how it was saved, not of what the model computes.
 _VOLATILE = (
     "_name_or_path",
@@ -128,15 +134,14 @@ def load_causal(
         length: tokens of a row in training.
         mask_token: an id or a token that never occurs in text.
         name: what to call it; the last part of `source` where empty.
-        dtype: float32, bfloat16 or float16, in which the weights are held.
+        dtype: float32, bfloat16, float16 or float64, in which the weights are held.
         attn_implementation: the attention of `transformers`.
         revision: of the hub.
 
     Raises:
         DataError: nothing there, not a causal language model, or a mask token that cannot be.
     """
-    if dtype not in DTYPES:
-        raise DataError(f"model.dtype={dtype}: allowed {', '.join(DTYPES)}")
+    torch_dtype = dtype_of(dtype)
     folder = _local_copy(source, revision)
     try:
         # The folder is pinned by now, so that weights and fingerprint are of the same revision.
@@ -145,12 +150,12 @@ def load_causal(
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=DTYPES[dtype],
+            dtype=torch_dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"model.source={source}: cannot be loaded ({reason})") from error
     return assemble(
@@ -162,6 +167,17 @@ def load_causal(
         length=length,
         mask_token=mask_token,
     )
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of numbers of a name.
+
+    Raises:
+        DataError: no such name.
+    """
+    if name not in DTYPES:
+        raise DataError(f"model.dtype={name}: allowed {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def assemble(

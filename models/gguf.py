@@ -44,7 +44,7 @@ def load_gguf(
         file: the name of the file in that package.
         requirement: what to install if the package is not there.
         name: what to call the target.
-        dtype: float32, bfloat16 or float16, in which the weights are held.
+        dtype: float32, bfloat16, float16 or float64, in which the weights are held.
         attn_implementation: the attention of `transformers`.
 
     Raises:
@@ -98,7 +98,7 @@ def _unpack(source: Path, folder: Path) -> None:
         for file in temporary.iterdir():
             _to_disk(file)
         os.replace(temporary, folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{source}: cannot be unpacked into {folder} ({reason})") from error
     finally:

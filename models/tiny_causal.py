@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from data.fingerprint import fingerprint
-from models.causal import CausalTarget, assemble, config_identity
+from models.causal import CausalTarget, assemble, config_identity, dtype_of
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
 # ChatML; like Qwen3's, it opens an answer without thoughts by an empty thought.
@@ -39,10 +39,11 @@ def tiny_causal(
     init_std: float = 0.2,
     seed: int = 0,
     mask_token: int | str = "<|mask|>",
+    dtype: str = "float32",
     attn_implementation: str = "sdpa",
     name: str = "tiny_causal",
 ) -> CausalTarget:
-    """A Qwen3 of random weights in fp32 with a tokenizer of bytes: 260 ids, any text has tokens.
+    """A Qwen3 of random weights with a tokenizer of bytes: 260 ids, any text has tokens.
 
     Args:
         length: tokens of a row in training.
@@ -54,6 +55,7 @@ def tiny_causal(
         init_std: of the weights; at the usual 0.02 answers only repeat their last token.
         seed: of the weights.
         mask_token: id or token.
+        dtype: float32, bfloat16, float16 or float64, in which the weights are held.
         attn_implementation: the attention of `transformers`.
         name: what to call it.
     """
@@ -78,12 +80,13 @@ def tiny_causal(
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=attn_implementation
         )
+    model.to(dtype_of(dtype))
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode() + tensor.numpy().tobytes())
+        digest.update(key.encode() + tensor.float().numpy().tobytes())
     identity = fingerprint([config_identity(config.to_dict()), digest.hexdigest()])
     return assemble(
         model,
@@ -108,7 +111,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         mask_token="<|mask|>",
-        additional_special_tokens=["<|im_start|>"],
+        extra_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )

@@ -23,11 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from data.chat import Row, messages_of, read_chat, to_line
+from data.chat import Row, messages_of, read_chat
 from data.errors import DataError
 from data.files import expand_paths
 from data.fingerprint import files_fingerprint
-from data.journal import Journal
+from data.journal import Journal, encode_row
 from data.parsing import Shard
 from data.storage import atomic_file, exclusive
 from decoding.generate import GenerationRequest, GenerationResult, GenerationSettings, Generator
@@ -171,7 +171,7 @@ def options_of(cfg: DictConfig, prompts: Prompts, generator: Generator) -> dict[
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in prompts.paths
     ]
-    return options | {f"model {name}": value for name, value in generator.identity().items()}
+    return options | {f"backend {name}": value for name, value in generator.identity().items()}
 
 
 def check_options(manifest: Path, options: dict[str, Any]) -> None:
@@ -242,7 +242,7 @@ def _answer(
     waiting: dict[str, Row] = {}
     tally = _Tally()
     target = generator.identity()["target"]
-    with failed.open("w", encoding="utf-8") as failures, _progress(missing) as tick:
+    with failed.open("wb") as failures, _progress(missing) as tick:
         for result in generator.generate(_requests(prompts, journal, waiting)):
             row = waiting.pop(result.id)
             tally.add(result)
@@ -250,7 +250,7 @@ def _answer(
                 journal.append(answered(row, result, target, thinking))
             else:
                 line = {"id": row["id"], "source": row["source"], "error": result.error}
-                failures.write(to_line(line))
+                failures.write(encode_row(line))
                 failures.flush()
             tick(tally)
     assert not waiting, "every request has a result"
@@ -302,7 +302,7 @@ def write_answers(path: Path, prompts: Prompts, journal: Journal) -> str:
     with atomic_file(path, OUTPUT) as file:
         for row_id in prompts.sources:
             if row_id in journal:
-                line = to_line(journal.read(row_id)).encode("utf-8", "surrogatepass")
+                line = encode_row(journal.read(row_id))
                 digest.update(line)
                 file.write(line)
     return digest.hexdigest()

@@ -20,8 +20,12 @@ NEEDED = {
     "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
+<<<<<<< HEAD
     "export_draft": ["eval.checkpoint_path={ckpt}"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
+=======
+    "regenerate": ["mode.input=prompts.jsonl"],
+>>>>>>> generation
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "subtract": ["mode.input=rows.jsonl"],

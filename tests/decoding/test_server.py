@@ -1,0 +1,282 @@
+"""The client of OpenAI-compatible servers, against real ones: this one's own, and transformers'."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from decoding.generate import GenerationRequest, GenerationSettings
+from decoding.local import LocalGenerator
+from decoding.server import ServerError, ServerGenerator
+from models.tiny_causal import byte_tokenizer, tiny_causal
+from tests.decoding.servers import answer_server
+
+FAST = {"retries": 2, "backoff_s": 0.0, "concurrency": 4, "timeout_s": 20.0, "max_failures": 100}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with answer_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def chat(*contents):
+    return [GenerationRequest(c, messages=[{"role": "user", "content": c}]) for c in contents]
+
+
+def ask(server, requests, settings=None, **options):
+    settings = settings or GenerationSettings(max_new_tokens=50)
+    generator = ServerGenerator(settings, server.url, "toy", **{**FAST, **options})
+    return {result.id: result for result in generator.generate(requests)}
+
+
+def test_every_request_has_one_answer(server):
+    contents = [f"question {number}" for number in range(50)]
+    results = ask(server, chat(*contents))
+    assert sorted(results) == sorted(contents)
+    for content, result in results.items():
+        assert (result.text, result.finish, result.error) == (content.upper(), "stop", None)
+        assert result.token_ids == list(content.upper().encode())
+        assert result.num_tokens == len(content) and not result.retokenised
+
+
+def test_an_answer_at_the_limit_is_capped(server):
+    (result,) = ask(server, chat("abcdefgh"), GenerationSettings(max_new_tokens=3)).values()
+    assert (result.text, result.finish, result.num_tokens) == ("ABC", "length", 3)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_requests_than_allowed_are_under_way(tmp_path, concurrency):
+    with answer_server(tmp_path, delay_s=0.1) as slow:
+        ask(slow, chat(*"abcdefgh"), concurrency=concurrency)
+        assert slow.seen("state")["most"] == concurrency
+
+
+def test_requests_are_read_as_they_are_needed(server):
+    taken = []
+
+    def requests():
+        for request in chat(*[f"r{n}" for n in range(40)]):
+            taken.append(request.id)
+            yield request
+
+    generator = ServerGenerator(GenerationSettings(), server.url, "toy", **FAST)
+    results = generator.generate(requests())
+    next(results)
+    assert len(taken) <= 2 * FAST["concurrency"]
+    results.close()
+
+
+def test_what_is_sent(server):
+    settings = GenerationSettings(
+        max_new_tokens=7, temperature=0.5, top_p=0.9, top_k=3, thinking=True, stop_ids=(4, 5)
+    )
+    ask(server, chat("sent"), settings, extra_body={"min_p": 0.1, "top_p": None})
+    body = server.seen("bodies")["sent"]
+    seed = body.pop("seed")
+    assert 0 <= seed < 2**31 and body == {
+        "model": "toy", "max_tokens": 7, "temperature": 0.5, "top_k": 3, "stream": False,
+        "messages": [{"role": "user", "content": "sent"}], "stop_token_ids": [4, 5], "min_p": 0.1,
+        "chat_template_kwargs": {"enable_thinking": True}, "return_token_ids": True,
+    }  # fmt: skip
+    ask(server, chat("greedy"), token_ids="none")
+    assert set(server.seen("bodies")["greedy"]) == {
+        "model", "max_tokens", "temperature", "stream", "messages", "chat_template_kwargs",
+    }  # fmt: skip
+
+
+def test_prompts_of_tokens_go_to_the_other_door(server):
+    request = GenerationRequest("x", prompt_ids=list(b"tokens"))
+    (result,) = ask(server, [request], GenerationSettings(logprobs=True)).values()
+    assert (result.text, result.logprobs) == ("TOKENS", [-0.5] * 6)
+    assert "messages" not in server.seen("bodies")["tokens"]
+
+
+def test_logprobs_of_a_chat(server):
+    (result,) = ask(server, chat("abc"), GenerationSettings(logprobs=True)).values()
+    assert result.logprobs == [-0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("html a", "not an answer of this protocol: <html>Welcome</html> (3 attempts)"),
+        ("half a", "not an answer of this protocol"),
+        ("array a", "not an answer of this protocol"),
+        ("deep a", "not an answer of this protocol"),
+        ("empty a", "not an answer of this protocol"),
+        ("null a", "no text"),
+        ("noids a", "no token ids (allowed: token_ids=retokenise, or none)"),
+        ("badids a", "no token ids"),
+        ("tool a", "finish_reason='tool_calls'"),
+        ("reasoning a", "thoughts apart from the text"),
+        ("500 a", 'HTTP 500: {"error": "no"} (3 attempts)'),
+        ("503 a", "HTTP 503"),
+        ("drop a", "RemoteProtocolError"),
+    ],
+)
+def test_what_is_no_answer_fails_after_retries(server, content, reason):
+    results = ask(server, chat(content, "good"))
+    assert results["good"].text == "GOOD"
+    failed = results[content]
+    assert reason in failed.error and "\n" not in failed.error
+    assert failed.text == "" and failed.token_ids is None
+    assert server.seen("attempts")[content] == 3
+
+
+def test_time_runs_out(server):
+    started = time.monotonic()
+    results = ask(server, chat("hang a", "good"), timeout_s=0.3, retries=1)
+    assert results["hang a"].error == "no answer within 0.3 s (2 attempts)"
+    assert results["good"].error is None and time.monotonic() - started < 4
+
+
+def test_a_busy_server_is_asked_again(server):
+    (result,) = ask(server, chat("busy a")).values()
+    assert result.error is None and server.seen("attempts")["busy a"] == 3
+
+
+def test_a_refusal_is_not_repeated(server):
+    results = ask(server, chat("400 a", "good"))
+    assert results["400 a"].error == 'HTTP 400: {"error": "no"}'
+    assert server.seen("attempts")["400 a"] == 1
+
+
+def test_refusals_do_not_kill_a_server_that_answers(server):
+    contents = ["first", *(f"400 {n}" for n in range(9)), "last"]
+    results = ask(server, chat(*contents), max_failures=3, concurrency=1)
+    assert results["last"].error is None and len(results) == 11
+
+
+def test_a_server_that_refuses_everything_is_left(server):
+    with pytest.raises(ServerError, match=r"3 requests in a row .*, after 0 .*HTTP 400"):
+        ask(server, chat(*(f"400 x{n}" for n in range(9))), max_failures=3, concurrency=1)
+
+
+def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
+    contents = [f"q{number}" for number in range(30)]
+    kept = []
+    with answer_server(tmp_path, die_after=10) as mortal:
+        settings = GenerationSettings(max_new_tokens=50)
+        options = {**FAST, "concurrency": 1, "max_failures": 4}
+        generator = ServerGenerator(settings, mortal.url, "toy", **options)
+        with pytest.raises(ServerError) as stop:
+            for result in generator.generate(chat(*contents)):
+                kept.append(result)
+    assert [result.error is None for result in kept] == [True] * 10 + [False] * 4
+    message = str(stop.value)
+    assert message.startswith(f"{mortal.url}: 4 requests in a row got no answer, after 10 that did")
+    assert "\n" not in message
+
+
+def test_nobody_there():
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        options = {**FAST, "max_failures": 2}
+        generator = ServerGenerator(GenerationSettings(), url, "toy", **options)
+        with pytest.raises(ServerError, match=r"2 requests in a row got no answer, .*ConnectError"):
+            list(generator.generate(chat(*"abcdef")))
+
+
+def test_tokens_made_from_the_text(server, tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    options = {"token_ids": "retokenise", "tokenizer": str(tmp_path)}
+    results = ask(
+        server, chat("abc", "long " * 9), GenerationSettings(max_new_tokens=10), **options
+    )
+    tokenizer = byte_tokenizer()
+    expected = [*tokenizer.encode("ABC", add_special_tokens=False), tokenizer.eos_token_id]
+    assert results["abc"].token_ids == expected and results["abc"].retokenised
+    assert len(results["long " * 9].token_ids) == 10
+    assert "return_token_ids" not in server.seen("bodies")["abc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token_ids": "guess"}, "token_ids=guess: allowed server, retokenise, none"),
+        ({"token_ids": "retokenise"}, "needs tokenizer=FOLDER"),
+        ({"token_ids": "retokenise", "tokenizer": "/nowhere/at/all"}, "tokenizer=/nowhere/at/all"),
+        ({"concurrency": 0}, "concurrency=0"),
+        ({"retries": -1}, "retries=-1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **options)
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("TOY_KEY", "sesame")
+    options = {"api_key_variable": "TOY_KEY"}
+    generator = ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **options)
+    assert "sesame" not in json.dumps(generator.identity())
+    assert generator._headers == {"Authorization": "Bearer sesame"}
+
+
+@pytest.mark.slow
+def test_the_server_of_transformers(tmp_path):
+    """Half a minute: it answers as the same model does here, without token ids."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
+    target = tiny_causal()
+    target.model.save_pretrained(tmp_path / "target")
+    target.tokenizer.save_pretrained(tmp_path / "target")
+    requests = chat(*(f"hello {'you ' * n}" for n in range(6)))
+    settings = GenerationSettings(max_new_tokens=40)
+    local = LocalGenerator(target, settings).generate(requests)
+    expected = {result.id: result for result in local}
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    where = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(
+        [str(program), "serve", str(tmp_path / "target"), *where],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        url, name = f"http://127.0.0.1:{port}/v1", str(tmp_path / "target")
+        options = {**FAST, "token_ids": "retokenise", "tokenizer": name, "timeout_s": 120.0}
+        found = {
+            r.id: r for r in ServerGenerator(settings, url, name, **options).generate(requests)
+        }
+        strict = ServerGenerator(settings, url, name, **{**FAST, "max_failures": 2})
+        with pytest.raises(ServerError, match=r"HTTP 422.*return_token_ids"):
+            list(strict.generate(requests))
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert set(found) == set(expected)
+    special = {0, 1, 3}
+    # It strips texts, and takes thoughts and calls of tools out of those with special tokens.
+    plain = [i for i, result in expected.items() if not special & set(result.token_ids)]
+    assert len(plain) >= 2
+    for request_id in plain:
+        assert found[request_id].error is None
+        assert found[request_id].text.strip() == expected[request_id].text.strip()
+        assert found[request_id].finish == expected[request_id].finish
+
+
+def wait_for(url, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, "did not start"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)

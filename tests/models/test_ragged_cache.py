@@ -1,0 +1,86 @@
+"""The cache of rows of different lengths, against whole forward passes."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from models.ragged_cache import RaggedCache
+from models.tiny_causal import tiny_causal
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_causal(num_hidden_layers=2, dtype="float64").model
+
+
+def enter(model, cache, rows):
+    lengths = [len(row) for row in rows]
+    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+    fresh = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=fresh, use_cache=True)
+    cache.admit(fresh, lengths)
+
+
+def step(model, cache, tokens):
+    position, mask = cache.begin_step(torch.device("cpu"), torch.float64)
+    with torch.no_grad():
+        logits = model(
+            torch.tensor(tokens)[:, None], position_ids=position, attention_mask=mask,
+            past_key_values=cache, use_cache=True,
+        ).logits  # fmt: skip
+    cache.end_step()
+    return logits[:, 0]
+
+
+def whole(model, row):
+    with torch.no_grad():
+        return model(torch.tensor([row])).logits[0, -1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_that_enter_and_leave_are_as_if_alone(attention):
+    model = tiny_causal(num_hidden_layers=2, dtype="float64", attn_implementation=attention).model
+    draw = torch.Generator().manual_seed(0)
+    fresh = lambda n: torch.randint(0, 260, (n,), generator=draw).tolist()  # noqa: E731
+    cache, rows = RaggedCache(2, num_rows=4), []
+    # Lengths that need more columns later, rows that take the places of longer ones.
+    script = {0: [90, 3, 17], 5: [1], 9: [40], 12: [60, 2]}
+    leaving = {4: 0, 8: 1, 11: 0, 12: 0, 30: 2}
+    for number in range(45):
+        if number in script:
+            entering = [fresh(n) for n in script[number]]
+            enter(model, cache, entering)
+            rows += entering
+        tokens = fresh(len(rows))
+        logits = step(model, cache, tokens)
+        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        assert cache.lengths == [len(row) for row in rows]
+        for place, row in enumerate(rows):
+            # The norms of the model round to fp32.
+            torch.testing.assert_close(logits[place], whole(model, row), atol=1e-5, rtol=0)
+        if number in leaving:
+            place = leaving[number]
+            cache.drop(place)
+            rows[place] = rows[-1]
+            rows.pop()
+    assert len(rows) == 2
+
+
+def test_a_row_does_not_see_what_stood_in_its_place(model):
+    """Columns beyond a row's length hold the keys of a longer row that has left."""
+    cache = RaggedCache(2, num_rows=1)
+    enter(model, cache, [list(range(50, 130))])
+    cache.drop(0)
+    enter(model, cache, [[5, 6, 7]])
+    logits = step(model, cache, [8])
+    torch.testing.assert_close(logits[0], whole(model, [5, 6, 7, 8]), atol=1e-5, rtol=0)
+
+
+def test_no_more_rows_than_there_is_room_for(model):
+    cache = RaggedCache(2, num_rows=1)
+    enter(model, cache, [[1, 2]])
+    with pytest.raises(AssertionError, match="no room"):
+        enter(model, cache, [[1, 2]])

@@ -1,9 +1,9 @@
 """What a draft saves its target: accepted lengths of speculative decoding, with their intervals.
 
-A verify cycle hands the target one anchor (a token already committed) and K drafted ones, and commits
-the accepted prefix and one token of the target's own: 1 to K + 1 tokens. So tau, the mean of tokens
-per cycle, cannot exceed K + 1. With the published layout, in which a block of B slots is the anchor
-and B - 1 drafts, that ceiling is B, not B + 1.
+A verify cycle hands the target one anchor (a token already committed) and K drafted ones, and
+commits the accepted prefix and one token of the target's own: 1 to K + 1 tokens. So tau, the mean of
+tokens per cycle, cannot exceed K + 1. With the published layout, in which a block of B slots is the
+anchor and B - 1 drafts, that ceiling is B, not B + 1.
 
 The first token of an answer comes from the prefill and belongs to no cycle. With `tokens` those of
 the answer, an end token included,

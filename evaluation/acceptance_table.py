@@ -5,8 +5,8 @@ Rows are runs, in the order given. `average` is the unweighted mean of the bench
 
     closed = (t(run) - t(first run)) / (t(reference) - t(first run)).
 
-All intervals come from one paired bootstrap: each resample draws prompts of every benchmark once and
-weighs every run with the same draw, so what makes a prompt hard cancels in a difference.
+All intervals come from one paired bootstrap: each resample draws prompts of every benchmark once
+and weighs every run with the same draw, so what makes a prompt hard cancels in a difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -154,10 +154,10 @@ def _row(
         tau_interval={key: _interval(draws) for key, draws in here.draws.items()},
         average=here.average,
         average_interval=_interval(here.average_draws),
-        delta=before and _average_difference(here, before),
-        delta_by_benchmark=before and _differences(here, before),
-        gap=bar and _differences(bar, here),
-        average_gap=bar and _average_difference(bar, here),
+        delta=_average_difference(here, before) if before else None,
+        delta_by_benchmark=_differences(here, before) if before else None,
+        gap=_differences(bar, here) if bar else None,
+        average_gap=_average_difference(bar, here) if bar else None,
         closed=(here.average - first.average) / ahead if ahead > 0 else None,
     )
 
@@ -177,8 +177,8 @@ def _average_difference(first: _Resampled, second: _Resampled) -> Difference:
 def _difference(value: float, draws: NDArray[np.float64]) -> Difference:
     """p is twice the smaller share of resamples on either side of zero, at least 1 / resamples."""
     low, high = _interval(draws)
-    tail = min(np.mean(draws <= 0), np.mean(draws >= 0))
-    return Difference(value, low, high, float(min(1.0, max(2 * tail, 1 / len(draws)))))
+    tail = min(float(np.mean(draws <= 0)), float(np.mean(draws >= 0)))
+    return Difference(value, low, high, min(1.0, max(2 * tail, 1 / len(draws))))
 
 
 def _interval(draws: NDArray[np.float64]) -> Interval:

@@ -12,8 +12,8 @@ from tests.support import ROOT
 GROUND = {"data"}
 BELOW = {
     "objectives": set(),
-    "models": {"objectives"},
-    "decoding": {"models", "objectives"},
+    "models": {"objectives"} | GROUND,
+    "decoding": {"models", "objectives"} | GROUND,
     "data": set(),
     "runtime": set(),
     "evaluation": {"decoding", "models", "objectives"} | GROUND,
@@ -22,7 +22,10 @@ BELOW = {
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"main"}
 OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts", "notebooks"}
 # What a layer may use besides our own modules and the standard library; None: anything.
-LIBRARIES = {"objectives": {"torch", "jaxtyping"}, "models": {"torch", "jaxtyping"}}
+LIBRARIES = {
+    "objectives": {"torch", "jaxtyping"},
+    "models": {"torch", "jaxtyping", "transformers", "tokenizers", "huggingface_hub"},
+}
 FILES = sorted(
     path.relative_to(ROOT)
     for path in [*ROOT.glob("*.py"), *(p for layer in BELOW for p in (ROOT / layer).rglob("*.py"))]

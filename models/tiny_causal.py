@@ -1,0 +1,114 @@
+"""A target of random weights, made in a moment and the same everywhere: for tests and trials."""
+
+import hashlib
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from data.fingerprint import fingerprint
+from models.causal import CausalTarget, assemble, config_identity
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
+# ChatML; like Qwen3's, it opens an answer without thoughts by an empty thought.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+
+
+def tiny_causal(
+    *,
+    length: int = 128,
+    hidden_size: int = 64,
+    num_hidden_layers: int = 4,
+    num_attention_heads: int = 4,
+    num_key_value_heads: int = 2,
+    max_position_embeddings: int = 1024,
+    init_std: float = 0.2,
+    seed: int = 0,
+    mask_token: int | str = "<|mask|>",
+    attn_implementation: str = "sdpa",
+    name: str = "tiny_causal",
+) -> CausalTarget:
+    """A Qwen3 of random weights in fp32 with a tokenizer of bytes: 260 ids, any text has tokens.
+
+    Args:
+        length: tokens of a row in training.
+        hidden_size: and with it the width of the rest: MLPs of twice, heads of a share of it.
+        num_hidden_layers: decoder layers.
+        num_attention_heads: heads of queries.
+        num_key_value_heads: heads of keys and values.
+        max_position_embeddings: longest sequence.
+        init_std: of the weights; at the usual 0.02 answers only repeat their last token.
+        seed: of the weights.
+        mask_token: id or token.
+        attn_implementation: the attention of `transformers`.
+        name: what to call it.
+    """
+    tokenizer = byte_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_attention_heads,
+        max_position_embeddings=max_position_embeddings,
+        initializer_range=init_std,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attn_implementation
+        )
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    identity = fingerprint([config_identity(config.to_dict()), digest.hexdigest()])
+    return assemble(
+        model,
+        tokenizer,
+        fingerprint=identity,
+        name=name,
+        source="random weights",
+        length=length,
+        mask_token=mask_token,
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Four special tokens, then the 256 bytes; text comes back from its tokens as it was."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: place for place, token in enumerate((*SPECIALS, *alphabet))}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        mask_token="<|mask|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -199,9 +199,7 @@ class OracleDraft:
 class OracleState:
     """The answers of some sequences, and the place of each one's anchor in its answer."""
 
-    def __init__(
-        self, draft: OracleDraft, answers: list[list[int]], places: list[int]
-    ) -> None:
+    def __init__(self, draft: OracleDraft, answers: list[list[int]], places: list[int]) -> None:
         self._draft, self._answers, self._places = draft, answers, places
 
     def extend(self, taps_BCE: Float[Tensor, "B C E"] | None, counts: Sequence[int]) -> None:

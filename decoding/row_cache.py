@@ -128,9 +128,7 @@ def check_full_attention(config: Any) -> None:
         )
 
 
-def additive(
-    visible_B1QS: Bool[Tensor, "B 1 Q S"], dtype: torch.dtype
-) -> Float[Tensor, "B 1 Q S"]:
+def additive(visible_B1QS: Bool[Tensor, "B 1 Q S"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q S"]:
     """0 where it may look and -inf elsewhere: what every attention of transformers takes."""
     mask = torch.zeros(visible_B1QS.shape, dtype=dtype, device=visible_B1QS.device)
     return mask.masked_fill_(~visible_B1QS, float("-inf"))

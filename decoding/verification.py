@@ -155,9 +155,9 @@ class Warping:
 
     def __call__(self, logits: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
         """Probabilities, at least in float32; they sum to one."""
-        p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature).softmax(
-            -1
-        )
+        p = (
+            logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        ).softmax(-1)
         if self.top_k and self.top_k < p.shape[-1]:
             least = p.topk(self.top_k, dim=-1).values[..., -1:]
             p = p.where(p >= least, 0.0)

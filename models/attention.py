@@ -169,7 +169,7 @@ class BlockDiffusionAttention:
     def _attend_flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         device = str(q.device)
         mask = _flex_mask(self._length, self._block_size, q.shape[2], k.shape[2], device)
-        return _compiled_flex()(q, k, v, block_mask=mask)
+        return compiled_flex()(q, k, v, block_mask=mask)
 
 
 def _default_chunk(length: int, block_size: int, device: torch.device) -> int:
@@ -179,7 +179,8 @@ def _default_chunk(length: int, block_size: int, device: torch.device) -> int:
 
 
 @cache
-def _compiled_flex() -> Callable[..., Tensor]:
+def compiled_flex() -> Callable[..., Tensor]:
+    """flex_attention, compiled once for every shape."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

@@ -12,7 +12,7 @@ from tests.support import ROOT
 GROUND = {"data"}
 BELOW = {
     "objectives": set(),
-    "models": {"objectives"} | GROUND,
+    "models": {"objectives", "runtime"} | GROUND,
     "decoding": {"models", "objectives"} | GROUND,
     "data": set(),
     "runtime": set(),
@@ -24,7 +24,14 @@ OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts"
 # What a layer may use besides our own modules and the standard library; None: anything.
 LIBRARIES = {
     "objectives": {"torch", "jaxtyping"},
-    "models": {"torch", "jaxtyping", "transformers", "tokenizers", "huggingface_hub"},
+    "models": {
+        "torch",
+        "jaxtyping",
+        "transformers",
+        "tokenizers",
+        "huggingface_hub",
+        "safetensors",
+    },
 }
 FILES = sorted(
     path.relative_to(ROOT)

@@ -2,10 +2,11 @@
 
 A prompt is `{"id", "source", "messages": [{"role", "content"}, ...]}`, or `"prompt": TEXT` for a
 single turn of the user. An answered row has `response` besides, and where the answer was generated
-`response_ids`, the very tokens: text that is tokenized again may come out in other tokens than those
-that the model wrote. Whatever else a row carries is kept.
+`response_ids`, the very tokens: text that is tokenized again may come out in other tokens than
+those that the model wrote. Whatever else a row carries is kept.
 """
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -21,6 +22,7 @@ Row = dict[str, Any]
 Message = dict[str, str]
 
 _SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_chat(path: Path, answered: bool = False) -> Iterator[Row]:
@@ -33,6 +35,12 @@ def read_chat(path: Path, answered: bool = False) -> Iterator[Row]:
     Raises:
         DataError: what is wrong, by file and line.
     """
+    for _, row in read_placed(path, answered):
+        yield row
+
+
+def read_placed(path: Path, answered: bool = False) -> Iterator[tuple[str, Row]]:
+    """As `read_chat`, every row after the place it stands at, `FILE:LINE`."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -42,7 +50,7 @@ def read_chat(path: Path, answered: bool = False) -> Iterator[Row]:
         except ValueError as error:
             raise DataError(f"{place}: not JSON ({error})") from error
         check_row(row, place, answered)
-        yield row
+        yield place, row
 
 
 def check_row(row: Any, place: str, answered: bool = False) -> None:
@@ -101,6 +109,16 @@ def normalised(text: str) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).lower()).strip()
 
 
+def prompt_hash(row: Row) -> str:
+    """32 hexadecimal digits that identify a prompt, by `prompt_key`."""
+    key = prompt_key(row).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(key, digest_size=16).hexdigest()
+
+
 def to_line(row: Row) -> str:
-    """A row as a line of the file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """A row as a line of the file; half a surrogate pair, which UTF-8 cannot spell, is escaped."""
+    line = json.dumps(row, ensure_ascii=False)
+    # Only one of the escapes \ud800 .. \udfff can bring such a character into a row.
+    if not _SURROGATE.search(line):
+        return line + "\n"
+    return json.dumps(row, ensure_ascii=True) + "\n"

@@ -36,6 +36,7 @@ class HubDataset:
         files: a local copy instead of the hub: a folder (as `save_to_disk` writes it, or holding
             parquet / jsonl / arrow files), or a dict from split to such files.
         streaming: read while training instead of downloading first.
+        setting: the configuration key of this dataset, for messages.
 
     Raises:
         DataError: `datasets` is not installed, the hub or a file cannot be read, or a split,
@@ -53,6 +54,7 @@ class HubDataset:
         detokenizer: str | None = None,
         files: str | Mapping[str, Files] | None = None,
         streaming: bool = False,
+        setting: str = "data.source",
     ) -> None:
         if detokenizer is not None and detokenizer not in DETOKENIZERS:
             allowed = ", ".join(DETOKENIZERS)
@@ -66,6 +68,7 @@ class HubDataset:
         self.detokenizer = detokenizer
         self.files = files if files is None or isinstance(files, str) else dict(files)
         self.streaming = streaming
+        self.setting = setting
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -81,6 +84,14 @@ class HubDataset:
             if not isinstance(text, str):
                 raise DataError(f"{self.name}: row {number} of {split}: {self.column} is no text")
             yield {"text": detokenize(text)}
+
+    def rows(self, split: str) -> Iterator[Mapping[str, object]]:
+        """The rows of the split with all their columns."""
+        require_split(self, split)
+        try:
+            yield from self._rows(self.split_map[split])
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def fingerprint(self) -> str:
         """Hash of what is read: the files' bytes, or the identity and size of the hub's copy."""
@@ -142,7 +153,7 @@ class HubDataset:
         place = self.path if self.files is None else self.files
         return DataError(
             f"{self.name}: cannot read {place} ({type(error).__name__}: {reason}); "
-            "without network, set data.source.files to a local copy"
+            f"without network, set {self.setting}.files to a local copy"
         )
 
 

@@ -1,24 +1,20 @@
 """mode=parse_depth: find the depth of every word of a data set, and store it for training."""
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
 from data.packing import PackingReport
 from data.parse_store import STATUSES
-from data.parsing import Outcome, Shard, Tick, parse_split, usable_processes
+from data.parsing import Outcome, Shard, parse_split, usable_processes
 from dataloader import LanguageData
 from evaluation.tables import metrics_table
 from runtime.checkpoint import provenance
 from runtime.errors import ConfigError
+from runtime.progress import counting
 from runtime.run import write_provenance
 
 # What the packing says of tokens and words.
@@ -146,15 +142,5 @@ def _parse(data: LanguageData, split: str, shard: Shard) -> Outcome:
     assert store is not None, "the caller has looked"
     parse = data.config.data.parse
     processes = usable_processes(parse.num_processes, data.parser.on_gpu)
-    with _progress(f"parsing {split}") as tick:
+    with counting(f"parsing {split}", "documents") as tick:
         return parse_split(data.plain_source, split, store, data.parser, processes, shard, tick)
-
-
-@contextlib.contextmanager
-def _progress(description: str) -> Iterator[Tick]:
-    """Count documents on the terminal, if there is one."""
-    columns = (SpinnerColumn(), "{task.description}", MofNCompleteColumn(), "documents")
-    progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
-    task = progress.add_task(description, total=None)
-    with progress if sys.stderr.isatty() else contextlib.nullcontext():
-        yield lambda documents: progress.advance(task, documents)

@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data.arrow import Rows, cache_path, open_or_build
 from data.batches import RowDataset, RowStream, ShardedLoader, identity
+from data.blocks import IDS, Block, PackingReport
+from data.encoding import encode_documents
 from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
-from data.packing import IDS, Block, PackingOptions, PackingReport, pack
+from data.packing import PackingOptions, pack
 from data.parse_store import Parser, ParseStore
 from data.parsed import ParsedSource
 from data.source import Document, Source, require_split
@@ -358,20 +360,27 @@ class LanguageData(L.LightningDataModule):
             wrap=data.wrap,
             insert_special=data.insert_train_special if training else data.insert_valid_special,
             insert_eos=data.insert_train_eos if training else data.insert_valid_eos,
+            join=data.get("join", False),
         )
 
     def _key(self, split: str) -> dict[str, str | int | bool]:
+        data = OmegaConf.to_container(self.config.data, resolve=True)
+        assert isinstance(data, dict)
+        encoder = {"encoder": fingerprint(data["encoder"])} if data.get("encoder") else {}
         return {
             "source": str(self.config.data.name),
             "split": split,
             "content": self._content,
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            **vars(self._options(split)),
+            **encoder,
+            **self._options(split).identity(),
         }
 
     def _pack(self, split: str, report: PackingReport) -> Iterator[Block]:
-        documents = self.source.documents(split)
-        return pack(documents, self.tokenizer, self.special, self._options(split), report)
+        documents, options = self.source.documents(split), self._options(split)
+        encoder = self.config.data.get("encoder")
+        encode = encode_documents if encoder is None else instantiate(encoder)
+        return pack(documents, self.tokenizer, self.special, options, report, encode)
 
     def _streamed_pass(self) -> Iterator[Block]:
         """One pass over the training documents; what was not used is reported when it ends."""

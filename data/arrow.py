@@ -19,9 +19,9 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
+from data.blocks import IDS, LENGTH, Block, PackingReport
 from data.errors import DataError
 from data.fingerprint import fingerprint
-from data.packing import IDS, LENGTH, Block, PackingReport
 from data.seal import is_intact, seal
 from data.storage import atomic_file, exclusive
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from data.arrow import Rows, regroup
+from data.blocks import IDS, LENGTH, Block
 from data.errors import DataError
 from data.ordering import MicroBatch, rank_positions
-from data.packing import IDS, LENGTH, Block
 
 Batch = dict[str, Tensor]
 

@@ -2,27 +2,54 @@
 
 A prompt is `{"id", "source", "messages": [{"role", "content"}, ...]}`, or `"prompt": TEXT` for a
 single turn of the user. An answered row has `response` besides, and where the answer was generated
-`response_ids`, the very tokens: text that is tokenized again may come out in other tokens than
-those that the model wrote. Whatever else a row carries is kept.
+`response_ids`, the very tokens, and `finish` ("stop" or "length"): text that is tokenized again may
+come out in other tokens than those that the model wrote. Whatever else a row carries is kept.
 """
 
 import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import read_lines
+from data.files import FileSource, read_lines
+from data.source import Document
 
 ROLES = ("system", "user", "assistant", "tool")
 Row = dict[str, Any]
 Message = dict[str, str]
+TYPES = (".jsonl",)
 
 _SPACE = re.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class ChatFiles(FileSource):
+    """Answered conversations from .jsonl files, as `data.chat_encoding.ChatEncoder` reads them.
+
+    The side of the split depends on the prompt alone: answers to the same prompt are together.
+
+    Args:
+        files, valid_files, valid_fraction: see `data.files.FileSource`.
+    """
+
+    name = "chat"
+
+    def __init__(
+        self,
+        files: str | Sequence[str] | None,
+        valid_files: str | Sequence[str] | None = None,
+        valid_fraction: float = 0.05,
+    ) -> None:
+        super().__init__(files, valid_files, valid_fraction, TYPES)
+
+    def read(self, path: Path) -> Iterator[Document]:
+        """The rows of one file; `text` is what tells prompts apart."""
+        for row in read_chat(path, answered=True):
+            yield {**row, "text": prompt_key(row), "messages": messages_of(row)}
 
 
 def read_chat(path: Path, answered: bool = False) -> Iterator[Row]:

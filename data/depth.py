@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 # The features, and the columns of a batch that they become. The root has depth 0; a token without a
-# word has `data.packing.FEATURE_FILL` in both.
+# word has `data.blocks.FEATURE_FILL` in both.
 DEPTH, HEIGHT = "depth", "height"
 MAX_DEPTH = 127  # what a feature column holds
 

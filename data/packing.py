@@ -4,34 +4,27 @@ Legend: L tokens of a row; N rows. Columns are `input_ids` and, beside it, one p
 source; whatever is cut, joined or padded is so in all columns alike.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from data.blocks import (
+    FEATURE_DTYPE,
+    FEATURE_FILL,
+    IDS,
+    LENGTH,
+    RESPONSE,
+    SEGMENT,
+    Block,
+    PackingReport,
+    TokenBatch,
+)
+from data.encoding import encode_documents
 from data.errors import DataError
 from data.source import Document
-from data.tokenization import SpecialIds, plain_backend
-
-IDS = "input_ids"
-LENGTH = "length"
-FEATURE_DTYPE = np.int8
-# What a token without a word carries in a feature column: special tokens, padding, white space,
-# and text that no word was found in.
-FEATURE_FILL = -1
-
-_ALWAYS = ("documents", "tokens", "unknown_tokens", "rows", "dropped_tokens")
-_DOCUMENTS_PER_BATCH = 1000
-_CHARACTERS_PER_BATCH = 10_000_000
-
-_WORD = re.compile(r"\S+")
-
-Block = dict[str, np.ndarray]
+from data.tokenization import SpecialIds
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,8 @@ class PackingOptions:
     it: into `BOS + (length - 2) tokens + EOS` if `insert_special`, else into `length` tokens. The
     last incomplete row is dropped. `wrap=False` gives each document its row, `BOS tokens EOS`
     padded (without BOS, and without EOS unless `insert_eos`, where `insert_special` is off);
-    documents that are too long lose their end, but not the EOS.
+    documents that are too long lose their end, but not the EOS. `join=True` puts several whole
+    documents into a row, with nothing inserted (`SEGMENT` tells them apart).
 
     Raises:
         DataError: `length` leaves no room for a token.
@@ -52,10 +46,21 @@ class PackingOptions:
     wrap: bool = True
     insert_special: bool = True
     insert_eos: bool = True
+    join: bool = False
 
     def __post_init__(self) -> None:
         if self.body < 1:
             raise DataError(f"model.length={self.length}: leaves no room for text")
+        if self.join and (self.wrap or self.insert_special or self.insert_eos):
+            raise DataError(
+                "data.join=true: documents stay whole and as they are; allowed: data.wrap=false and"
+                " data.insert_train_special, insert_train_eos, insert_valid_special,"
+                " insert_valid_eos false"
+            )
+
+    def identity(self) -> dict[str, int | bool]:
+        """What a cache is known by; without `join` where it is off, as in older caches."""
+        return {name: value for name, value in vars(self).items() if value or name != "join"}
 
     @property
     def body(self) -> int:
@@ -64,40 +69,9 @@ class PackingOptions:
         return self.length - self.insert_special - closing
 
 
-@dataclass
-class PackingReport:
-    """What became of the documents: everything that is not in a row is counted here.
-
-    With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
-    `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
-    most characters with; a word without token is one whose characters the tokenizer dropped or
-    gave to other words' tokens.
-    """
-
-    documents: int = 0
-    empty_documents: int = 0
-    tokens: int = 0
-    unknown_tokens: int = 0
-    rows: int = 0
-    dropped_tokens: int = 0
-    truncated_documents: int = 0
-    truncated_tokens: int = 0
-    tokens_of_words: int = 0
-    tokens_without_word: int = 0
-    tokens_of_several_words: int = 0
-    words_without_token: int = 0
-
-    def __str__(self) -> str:
-        shown = {name: value for name, value in vars(self).items() if value or name in _ALWAYS}
-        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in shown.items())
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Several encoded documents: columns [sum(lengths)] one document after the other."""
-
-    columns: Block
-    lengths: np.ndarray
+Encoder = Callable[
+    [Iterable[Document], PreTrainedTokenizerFast, SpecialIds, PackingReport], Iterator[TokenBatch]
+]
 
 
 def pack(
@@ -106,162 +80,23 @@ def pack(
     special: SpecialIds,
     options: PackingOptions,
     report: PackingReport,
+    encode: Encoder = encode_documents,
 ) -> Iterator[Block]:
     """Rows of `options.length` tokens, in blocks: columns [N, L], and `length` [N] if not wrapped.
 
-    `report` is filled as the blocks are consumed.
+    `report` is filled as the blocks are consumed. `encode` turns documents into tokens.
 
     Raises:
         DataError: a document without text, with the mask token in it, or with features that do
             not fit its words.
     """
-    batches = encode_documents(documents, tokenizer, special, report)
+    batches = encode(documents, tokenizer, special, report)
     assemble = _wrapped_blocks if options.wrap else _padded_blocks
+    if options.join:
+        assemble = _joined_blocks
     for block in assemble(batches, special, options, report):
         report.rows += len(block[IDS])
         yield block
-
-
-def encode_documents(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerFast,
-    special: SpecialIds,
-    report: PackingReport,
-) -> Iterator[TokenBatch]:
-    """Token ids and per-token features of all documents that have any, without special tokens.
-
-    A special token written out in a text is text: `[EOS]` in a document does not end it.
-    """
-    backend = plain_backend(tokenizer)
-    backend.encode_special_tokens = True
-    iterator = iter(documents)
-    while batch := _next_batch(iterator):
-        first = report.documents
-        encoded = _encode_batch(batch, backend, first, report)
-        report.documents += len(batch)
-        report.tokens += int(encoded.lengths.sum())
-        report.empty_documents += int((encoded.lengths == 0).sum())
-        _require_no_mask(encoded, special, first)
-        if tokenizer.unk_token_id is not None:
-            report.unknown_tokens += int((encoded.columns[IDS] == tokenizer.unk_token_id).sum())
-        kept = encoded.lengths[encoded.lengths > 0]
-        yield TokenBatch(encoded.columns, kept)
-
-
-def _next_batch(documents: Iterator[Document]) -> list[Document]:
-    """The next documents, up to a number and a size: an encoding takes far more than its text."""
-    batch: list[Document] = []
-    size = 0
-    for document in islice(documents, _DOCUMENTS_PER_BATCH):
-        batch.append(document)
-        text = document.get("text")
-        size += len(text) if isinstance(text, str) else 0
-        if size >= _CHARACTERS_PER_BATCH:
-            break
-    return batch
-
-
-def _encode_batch(
-    batch: list[Document], backend: Tokenizer, first: int, report: PackingReport
-) -> TokenBatch:
-    """Encode documents number `first`, `first + 1`, ...; those of only white space get no token."""
-    names = sorted(batch[0].get("features", {}))
-    for number, document in enumerate(batch, start=first):
-        if not isinstance(document.get("text"), str):
-            raise DataError(f"document {number}: no text under the key 'text'")
-        if sorted(document.get("features", {})) != names:
-            raise DataError(f"document {number}: its features differ from {names or 'none'}")
-    texts = [document["text"] if document["text"].strip() else "" for document in batch]
-    # Character offsets, which only features need, cost time.
-    encode = backend.encode_batch if names else backend.encode_batch_fast
-    encodings = encode(texts, add_special_tokens=False)
-    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
-    columns = {IDS: _flatten([encoding.ids for encoding in encodings], np.uint32)}
-    if names:
-        rows = zip(batch, encodings, strict=True)
-        spread = [_spread(*row, names, first + place, report) for place, row in enumerate(rows)]
-        columns |= {n: _flatten([row[n] for row in spread], FEATURE_DTYPE) for n in names}
-    return TokenBatch(columns, lengths)
-
-
-def _flatten(values: list[Any], dtype: type) -> np.ndarray:
-    return np.concatenate([np.asarray(value, dtype=dtype) for value in values])
-
-
-def _spread(
-    document: Document, encoding: Encoding, names: list[str], number: int, report: PackingReport
-) -> Block:
-    """Give each token the values of its word, by places in the text.
-
-    A token may begin with the space before its word and a word may have several tokens; where a
-    token reaches into several words, the one that it shares most characters with decides.
-    """
-    spans = _word_spans(document, number)
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    word = _word_of_tokens(len(document["text"]), spans, offsets, report)
-    covered = word >= 0
-    report.tokens_of_words += int(covered.sum())
-    report.tokens_without_word += int((~covered).sum())
-    report.words_without_token += len(spans) - len(np.unique(word[covered]))
-    columns = {}
-    for name in names:
-        values = _word_values(document, name, len(spans), number)
-        columns[name] = np.append(values, FEATURE_FILL)[word]  # -1 is the last place
-    return columns
-
-
-def _word_spans(document: Document, number: int) -> np.ndarray:
-    """[W, 2] begin and end of every word in the text: the given ones, or between white space."""
-    text = document["text"]
-    if "spans" not in document:
-        return np.array([match.span() for match in _WORD.finditer(text)]).reshape(-1, 2)
-    spans = np.array(document["spans"], dtype=np.int64).reshape(-1, 2)
-    inside = not len(spans) or (spans[0, 0] >= 0 and spans[-1, 1] <= len(text))
-    if not inside or (spans[:, 0] >= spans[:, 1]).any() or (spans[1:, 0] < spans[:-1, 1]).any():
-        raise DataError(
-            f"document {number}: spans must be pairs (start, end) of growing places in its text of"
-            f" {len(text)} characters"
-        )
-    return spans
-
-
-def _word_values(document: Document, name: str, words: int, number: int) -> np.ndarray:
-    values = np.asarray(document["features"][name])
-    if len(values) != words:
-        raise DataError(f"document {number}: {len(values)} values of {name} for {words} words")
-    bounds = np.iinfo(FEATURE_DTYPE)
-    if words and not (bounds.min <= values.min() and values.max() <= bounds.max):
-        raise DataError(f"document {number}: {name} must lie in {bounds.min}..{bounds.max}")
-    return values
-
-
-def _word_of_tokens(
-    characters: int, spans: np.ndarray, offsets: np.ndarray, report: PackingReport
-) -> np.ndarray:
-    """[T] number of every token's word, -1 for none."""
-    word_at = np.full(characters, -1, dtype=np.int64)
-    for word, (start, end) in enumerate(spans):
-        word_at[start:end] = word
-    # Words stand in order, so running extremes tell the first word from a place on, and the last
-    # one before a place.
-    from_here = np.where(word_at < 0, len(spans), word_at)[::-1]
-    first_from = np.append(np.minimum.accumulate(from_here)[::-1], len(spans))
-    last_before = np.append(-1, np.maximum.accumulate(word_at))
-    first, last = first_from[offsets[:, 0]], last_before[offsets[:, 1]]
-    word_of_token = np.where(first <= last, last, -1)
-    for token in np.flatnonzero(first < last):
-        here = word_at[slice(*offsets[token])]
-        word_of_token[token] = np.bincount(here[here >= 0]).argmax()
-        report.tokens_of_several_words += 1
-    return word_of_token
-
-
-def _require_no_mask(encoded: TokenBatch, special: SpecialIds, first: int) -> None:
-    """The mask token in clean text would read as noise to every objective."""
-    places = np.flatnonzero(encoded.columns[IDS] == special.mask)
-    if len(places):
-        number = first + int(np.searchsorted(np.cumsum(encoded.lengths), places[0], side="right"))
-        raise DataError(f"document {number}: its text contains the mask token; remove it")
 
 
 def _fill_value(name: str, token_id: int) -> int:
@@ -300,6 +135,68 @@ def _framed(body: Block, special: SpecialIds) -> Block:
         )
         for name, column in body.items()
     }
+
+
+def _joined_blocks(
+    batches: Iterable[TokenBatch],
+    special: SpecialIds,
+    options: PackingOptions,
+    report: PackingReport,
+) -> Iterator[Block]:
+    """Several whole documents to a row, the longest first into the first row with room for it.
+
+    `segment` numbers the documents of a row, and is `FEATURE_FILL` on padding. A conversation of
+    which no answer is left in the row is not kept.
+    """
+    for batch in batches:
+        kept = np.minimum(batch.lengths, options.length)
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        if RESPONSE in batch.columns:
+            answer = np.append(0, np.cumsum(batch.columns[RESPONSE] == 1))
+            answered = answer[starts + kept] > answer[starts]
+            report.unanswered_documents += int((~answered).sum())
+            report.dropped_tokens += int(batch.lengths[~answered].sum())
+            kept = np.where(answered, kept, 0)
+        cut = (kept > 0) & (batch.lengths > kept)
+        report.truncated_documents += int(cut.sum())
+        report.truncated_tokens += int((batch.lengths - kept)[cut].sum())
+        rows = _first_fit(kept, options.length)
+        if not rows:
+            continue
+        block = {
+            name: np.full((len(rows), options.length), _fill_value(name, special.pad), column.dtype)
+            for name, column in batch.columns.items()
+        }
+        block[SEGMENT] = np.full((len(rows), options.length), FEATURE_FILL, FEATURE_DTYPE)
+        for row, documents in enumerate(rows):
+            place = 0
+            for number, document in enumerate(documents):
+                start, size = starts[document], kept[document]
+                here = slice(place, place + size)
+                for name, column in batch.columns.items():
+                    block[name][row, here] = column[start : start + size]
+                block[SEGMENT][row, here] = number
+                place += size
+        yield block | {LENGTH: (block[SEGMENT] != FEATURE_FILL).sum(-1)}
+
+
+def _first_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
+    """Documents of every row: in order of falling size, each to the first row that can take it."""
+    rows: list[list[int]] = []
+    left = np.empty(len(sizes), dtype=np.int64)
+    limit = np.iinfo(FEATURE_DTYPE).max
+    for document in np.argsort(-sizes, kind="stable"):
+        if not sizes[document]:
+            break
+        row = int(np.argmax(np.append(left[: len(rows)] >= sizes[document], True)))
+        if row == len(rows):
+            rows.append([])
+            left[row] = room
+        rows[row].append(int(document))
+        left[row] -= sizes[document]
+        if len(rows[row]) > limit:
+            left[row] = 0  # no more numbers for segments
+    return rows
 
 
 def _padded_blocks(

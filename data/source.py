@@ -14,7 +14,7 @@ class Source(Protocol):
     A document is a dict with the key `text` (str) and, optionally, `features`: a dict of integer
     sequences, one value per word. The words are those between white space, or those that `spans`
     lists, as pairs (start, end) of places in `text`. Every token of a word receives the value of
-    its word, and the values travel beside the token ids into the batches (`data.packing`).
+    its word, and the values travel beside the token ids into the batches (`data.encoding`).
     """
 
     name: str

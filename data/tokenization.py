@@ -30,6 +30,7 @@ _SPECIALS = {
 }
 _UNKNOWN = "[UNK]"
 _NAMED = (*_SPECIALS, "unk_token")
+_TEMPLATE = "chat_template"
 # Merges are settled long before; more text only costs time.
 _TRAINING_CHARACTERS = 50_000_000
 
@@ -119,7 +120,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerFast) -> dict[str, str | int]:
     """Everything needed to rebuild the tokenizer, as plain strings and integers."""
-    named = {name: getattr(tokenizer, name) for name in _NAMED}
+    named = {name: getattr(tokenizer, name) for name in (*_NAMED, _TEMPLATE)}
     return {
         "backend": plain_backend(tokenizer).to_str(),
         "clean_up_tokenization_spaces": int(bool(tokenizer.clean_up_tokenization_spaces)),
@@ -137,8 +138,9 @@ def tokenizer_from_state(state: dict[str, str | int]) -> PreTrainedTokenizerFast
         options: dict[str, Any] = dict(state)
         backend = Tokenizer.from_str(options.pop("backend"))
         clean_up = bool(options.pop("clean_up_tokenization_spaces"))
-        if not all(k in _NAMED and isinstance(v, str) for k, v in options.items()):
-            raise ValueError(f"allowed beside the backend: texts of {', '.join(_NAMED)}")
+        allowed = (*_NAMED, _TEMPLATE)
+        if not all(k in allowed and isinstance(v, str) for k, v in options.items()):
+            raise ValueError(f"allowed beside the backend: texts of {', '.join(allowed)}")
     # The Rust parser raises plain Exception, and where it stumbles one that is no Exception.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

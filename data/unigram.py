@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.arrow import Rows
-from data.packing import IDS, LENGTH
+from data.blocks import IDS, LENGTH
 
 
 def unigram_cross_entropy(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data.packing import FEATURE_FILL
+from data.blocks import FEATURE_FILL
 from evaluation.tables import Cell
 
 # Classes that are no depth and no position; those start at 0.

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from data.blocks import IDS, PackingReport
 from data.depth import DEPTH, tree_features
-from data.packing import IDS, PackingReport, encode_documents
+from data.encoding import encode_documents
 from data.source import Document
 from data.tokenization import SpecialIds
 from evaluation.statistics import bootstrap_ratio

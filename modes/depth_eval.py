@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from algorithm import open_checkpoint
+from data.blocks import FEATURE_DTYPE
 from data.depth import DEPTH
 from data.grammar_model import ProbabilisticGrammar
-from data.packing import FEATURE_DTYPE
 from data.parse_store import PARSED
 from data.source import Document
 from dataloader import LanguageData

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from data.packing import PackingReport
+from data.blocks import PackingReport
 from data.parse_store import STATUSES
 from data.parsing import Outcome, Shard, parse_split, usable_processes
 from dataloader import LanguageData

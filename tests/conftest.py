@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("palimpsest", deadline=None)
+settings.load_profile("palimpsest")
 
 ROOT = Path(__file__).resolve().parents[1]
 

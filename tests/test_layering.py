@@ -13,7 +13,7 @@ GROUND = {"data"}
 BELOW = {
     "objectives": set(),
     "models": {"objectives", "runtime"} | GROUND,
-    "decoding": {"models", "objectives"} | GROUND,
+    "decoding": {"models", "objectives", "runtime"} | GROUND,
     "data": set(),
     "runtime": set(),
     "evaluation": {"decoding", "models", "objectives"} | GROUND,

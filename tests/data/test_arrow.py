@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data import arrow
 from data.arrow import Rows, cache_path, open_or_build, regroup
+from data.blocks import IDS, LENGTH, PackingReport
 from data.errors import DataError
-from data.packing import IDS, LENGTH, PackingReport
 
 KEY = {"source": "toy", "split": "train", "length": 4, "wrap": True, "content": "abc"}
 

@@ -6,17 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from data import packing
+from data import encoding
+from data.blocks import FEATURE_FILL, IDS, LENGTH, PackingReport
+from data.encoding import _encode_batch
 from data.errors import DataError
-from data.packing import (
-    FEATURE_FILL,
-    IDS,
-    LENGTH,
-    PackingOptions,
-    PackingReport,
-    _encode_batch,
-    pack,
-)
+from data.packing import PackingOptions, pack
 from data.tokenization import load_tokenizer, special_ids
 
 WORDS = "abcdefgh"
@@ -60,12 +54,12 @@ def wrapped_reference(words_of_documents, length, insert_special, insert_eos):
 @given(documents_of_words, st.integers(3, 8), flags, flags, st.integers(1, 4))
 def test_wrapped_equals_reference(documents, length, insert_special, insert_eos, batch):
     options = PackingOptions(length, True, insert_special, insert_eos)
-    original = packing._DOCUMENTS_PER_BATCH
-    packing._DOCUMENTS_PER_BATCH = batch
+    original = encoding._DOCUMENTS_PER_BATCH
+    encoding._DOCUMENTS_PER_BATCH = batch
     try:
         blocks, report = run(documents, options)
     finally:
-        packing._DOCUMENTS_PER_BATCH = original
+        encoding._DOCUMENTS_PER_BATCH = original
     rows, dropped = wrapped_reference(documents, length, insert_special, insert_eos)
     assert rows_of(blocks) == rows
     assert report.rows == len(rows) and report.dropped_tokens == dropped

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from data.blocks import PackingReport
 from data.errors import DataError
-from data.packing import PackingOptions, PackingReport, pack
+from data.packing import PackingOptions, pack
 from data.tokenization import load_tokenizer, special_ids
 from data.treebank import Treebank, read_trees
 from tests.support import ENGLISH, needs_english

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.arrow import cache_path, open_or_build
-from data.packing import IDS, LENGTH
+from data.blocks import IDS, LENGTH
 from data.unigram import unigram_cross_entropy
 
 

@@ -1,0 +1,57 @@
+"""What lies between documents and rows: token columns, and the count of what became of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IDS = "input_ids"
+LENGTH = "length"
+# Columns of conversations: 1 on tokens that the model is to write; the document of a row.
+RESPONSE, SEGMENT = "response", "segment"
+FEATURE_DTYPE = np.int8
+# What a token without a word carries in a feature column: special tokens, padding, white space,
+# and text that no word was found in.
+FEATURE_FILL = -1
+
+_ALWAYS = ("documents", "tokens", "unknown_tokens", "rows", "dropped_tokens")
+
+Block = dict[str, np.ndarray]
+
+
+@dataclass
+class PackingReport:
+    """What became of the documents: everything that is not in a row is counted here.
+
+    `unanswered_documents` are conversations whose prompt alone fills a row; they are left out.
+
+    With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
+    `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
+    most characters with; a word without token is one whose characters the tokenizer dropped or
+    gave to other words' tokens.
+    """
+
+    documents: int = 0
+    empty_documents: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+    rows: int = 0
+    dropped_tokens: int = 0
+    truncated_documents: int = 0
+    truncated_tokens: int = 0
+    unanswered_documents: int = 0
+    tokens_of_words: int = 0
+    tokens_without_word: int = 0
+    tokens_of_several_words: int = 0
+    words_without_token: int = 0
+
+    def __str__(self) -> str:
+        shown = {name: value for name, value in vars(self).items() if value or name in _ALWAYS}
+        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in shown.items())
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Several encoded documents: columns [sum(lengths)] one document after the other."""
+
+    columns: Block
+    lengths: np.ndarray

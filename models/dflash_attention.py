@@ -43,7 +43,7 @@ class BlockAttention:
         block_size: Q.
         backend: math, sdpa or flex.
         chunks: how math and sdpa walk over the blocks.
-        tiles: flex_attention's BlockMask.
+        tiles, kernel: flex_attention's BlockMask, and itself.
     """
 
     start_BN: Tensor
@@ -52,6 +52,7 @@ class BlockAttention:
     backend: str
     chunks: tuple[Chunk, ...]
     tiles: Any = None
+    kernel: Any = None
 
     @classmethod
     def build(
@@ -70,7 +71,7 @@ class BlockAttention:
         backend = resolve_backend(backend, start_BN.device)
         if backend == "flex":
             tiles = flex_tiles(start_BN, stop_BN, context_length, block_size)
-            return cls(start_BN, stop_BN, block_size, backend, (), tiles)
+            return cls(start_BN, stop_BN, block_size, backend, (), tiles, compiled_flex())
         crop = start_BN.device.type == "cpu"
         chunks = _chunks(start_BN, stop_BN, context_length, block_size, crop)
         return cls(start_BN, stop_BN, block_size, backend, chunks)
@@ -117,7 +118,7 @@ class BlockAttention:
             for seen, own in zip(context, block, strict=True)
         )
         q = q_BNQHK.flatten(1, 2).transpose(1, 2)
-        out = compiled_flex()(q, k, v, block_mask=self.tiles, enable_gqa=True)
+        out = self.kernel(q, k, v, block_mask=self.tiles, enable_gqa=True)
         return out.transpose(1, 2).unflatten(1, q_BNQHK.shape[1:3])
 
 

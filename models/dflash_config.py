@@ -205,23 +205,29 @@ def rotary_frequencies(config: DFlashConfig) -> tuple[Tensor, float]:
     Raises:
         ConfigError: a kind of scaling that is not here, or numbers it cannot use.
     """
-    if config.rope_scaling is None:
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        return 1.0 / config.rope_theta**exponent, 1.0
-    kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type"))
+    with torch.device("cpu"):  # also while a network is built without storage
+        if config.rope_scaling is None:
+            exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+            return 1.0 / config.rope_theta**exponent, 1.0
+        return _scaled_frequencies(config, config.rope_scaling)
+
+
+def _scaled_frequencies(config: DFlashConfig, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
+    kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in ROPE_TYPES:
         raise ConfigError(f"rope_scaling.rope_type={kind}: allowed {', '.join(ROPE_TYPES)}")
     from transformers import Qwen3Config
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = {**config.rope_scaling, "rope_type": kind, "rope_theta": config.rope_theta}
     try:
         shape = Qwen3Config(
             head_dim=config.head_dim,
             max_position_embeddings=config.max_position_embeddings,
-            rope_parameters=parameters,
+            rope_parameters={**scaling, "rope_type": kind, "rope_theta": config.rope_theta},
         )
         frequency, factor = ROPE_INIT_FUNCTIONS[kind](shape, torch.device("cpu"))
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"rope_scaling: not usable as {kind} ({error})") from error
+    if not (frequency.isfinite().all() and math.isfinite(factor)):
+        raise ConfigError(f"rope_scaling: gives frequencies that are not finite as {kind}")
     return frequency, float(factor)

@@ -1,8 +1,8 @@
 """Where drafts come from: a DFlash network, nothing, chance, or somebody who knows the answer.
 
-A draft reads the target's tapped layers at the tokens that are committed and proposes logits for the
-K tokens behind the anchor, the last committed token. The context is strictly before the anchor: its
-own features are known only after the target has seen it.
+A draft reads the target's tapped layers at the tokens that are committed and proposes logits for
+the K tokens behind the anchor, the last committed token. The context is strictly before the anchor:
+its own features are known only after the target has seen it.
 
 Legend: B sequences, C new tokens, E taps side by side, K drafted tokens, Q slots, V vocabulary,
 D hidden size.
@@ -28,7 +28,7 @@ class DraftState(Protocol):
     """A draft at work on some sequences."""
 
     def extend(self, taps_BCE: Float[Tensor, "B C E"] | None, counts: Sequence[int]) -> None:
-        """The first `counts[b]` of these tokens of row b are committed and before the next anchor."""
+        """Of row b the first `counts[b]` tokens are committed, and before the next anchor."""
         ...
 
     def propose(self, anchor_B: Int[Tensor, " B"]) -> Float[Tensor, "B K V"]:

@@ -1,12 +1,13 @@
 """Keys and values of a target whose sequences have lengths of their own, kept without holes.
 
 Verification writes a block behind every sequence and keeps a part of it, another one in every row.
-Here a row's tokens always lie at 0 .. length - 1: a block is written at each row's own end, and what
-was not accepted is simply written over by the next block. Nothing is cropped or moved, and memory is
-that of the longest row and a block, rounded up to `STEP` tokens.
+Here a row's tokens always lie at 0 .. length - 1: a block is written at each row's own end, and
+what was not accepted is simply written over by the next block. Nothing is cropped or moved, and
+memory is that of the longest row and a block, rounded up to `STEP` tokens.
 
-(`DynamicCache` of transformers joins old and new keys in every pass, which copies the whole context,
-and `crop` cuts all rows alike; since 5.x it takes the number of tokens to drop, not to keep.)
+(`DynamicCache` of transformers joins old and new keys in every pass, which copies the whole
+context, and its `crop` cuts all rows alike; in 5.23 it takes the number of tokens to drop, as a
+negative one, not the number to keep.)
 
 Legend: B sequences, H key heads, Q new tokens, C capacity, K head dimension.
 """
@@ -41,7 +42,7 @@ class RowCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write [B, H, Q, K] behind every row; everything up to the longest row's end comes back."""
+        """Write [B, H, Q, K] behind every row; back comes all up to the longest row's end."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         starts, end = self._cache.starts, self._cache.longest + key_states.shape[-2]
@@ -79,8 +80,8 @@ class RowCache(Cache):
 
     def __init__(self, model: Any, batch: int) -> None:
         check_full_attention(model.config)
-        layers = [RowCacheLayer(self) for _ in range(model.config.num_hidden_layers)]
-        super().__init__(layers=layers)
+        self._rows = [RowCacheLayer(self) for _ in range(model.config.num_hidden_layers)]
+        super().__init__(layers=[*self._rows])
         self._device = model.device
         self.starts: list[int] = []
         self.starts_B: Int[Tensor, " B"]
@@ -99,7 +100,8 @@ class RowCache(Cache):
         """Drop all other rows; the rest stay in this order."""
         rows_A = torch.tensor(rows, device=self._device)
         longest = max(self.starts[row] for row in rows)
-        for layer in self.layers:
+        for layer in self._rows:
+            assert layer.keys is not None and layer.values is not None
             layer.keys, layer.values = (x[rows_A, :, :longest] for x in (layer.keys, layer.values))
         self._set([self.starts[row] for row in rows])
 

@@ -9,7 +9,7 @@ prefill, all others from verify cycles. A stop token or the limit cuts the last 
 what it would have committed is kept beside (`last_uncut`). A cycle commits at most drafted + 1
 tokens: with blocks of B slots in the published layout, the anchor and B - 1 drafts, at most B.
 
-Legend: B sequences, S prompt tokens, K drafted tokens, Q = K + 1, V vocabulary, E taps side by side.
+Legend: B sequences, S prompt tokens, K drafted tokens, Q = K + 1, V vocabulary, E taps.
 """
 
 from collections.abc import Iterator, Sequence

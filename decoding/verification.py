@@ -63,14 +63,14 @@ class RequestNoise:
 
 
 class Drafts(NamedTuple):
-    """Drafted tokens [B, K], and the distribution [B, K, V] they were drawn from, if a rule asks."""
+    """Drafted tokens [B, K]; the distribution [B, K, V] they were drawn from, if a rule asks."""
 
     tokens_BK: Tensor
     q_BKV: Tensor | None
 
 
 class Verdict(NamedTuple):
-    """Accepted drafts of every row [B], and [B, Q] tokens whose first accepted + 1 are committed."""
+    """Number of accepted drafts [B]; [B, Q] tokens, of which the first accepted + 1 count."""
 
     accepted_B: Tensor
     tokens_BQ: Tensor

@@ -1,9 +1,9 @@
 """What a draft saves its target: accepted lengths of speculative decoding, with their intervals.
 
 A verify cycle hands the target one anchor (a token already committed) and K drafted ones, and
-commits the accepted prefix and one token of the target's own: 1 to K + 1 tokens. So tau, the mean of
-tokens per cycle, cannot exceed K + 1. With the published layout, in which a block of B slots is the
-anchor and B - 1 drafts, that ceiling is B, not B + 1.
+commits the accepted prefix and one token of the target's own: 1 to K + 1 tokens. So tau, the mean
+of tokens per cycle, cannot exceed K + 1. With the published layout, in which a block of B slots is
+the anchor and B - 1 drafts, that ceiling is B, not B + 1.
 
 The first token of an answer comes from the prefill and belongs to no cycle. With `tokens` those of
 the answer, an end token included,
@@ -99,7 +99,9 @@ def _contradiction(answer: Answer) -> str | None:
     ceiling = answer.drafted + 1
     if answer.drafted < 1 or answer.tokens < 1 or answer.cycles < 0:
         return "drafted and tokens must be at least 1, cycles at least 0"
-    if not answer.cycles <= answer.committed <= answer.cycles * ceiling:
+    # A server may verify once more than it needed; its own loops do not.
+    least = 0 if answer.accepted is None else answer.cycles
+    if not least <= answer.committed <= answer.cycles * ceiling:
         return (
             f"{answer.tokens} tokens in {answer.cycles} cycles; a cycle gives 1 to {ceiling},"
             " the prefill 1"

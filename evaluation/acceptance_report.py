@@ -6,10 +6,73 @@ from typing import TYPE_CHECKING
 
 from evaluation.acceptance import Acceptance, SlotAcceptance
 from evaluation.acceptance_table import AcceptanceTable, Difference
+from evaluation.speedup import Speedup
 from evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+NOTE = (
+    "tau: tokens per verify cycle without the prefill's token, pooled over all cycles, with a 95 %"
+    " bootstrap interval over prompts; macro: mean over answers; as served: the prefill's token"
+    " counted; uncut: the last cycle before the end token or the limit cut it. The ceiling is one"
+    " more than the drafted tokens of a cycle."
+)
+
+
+def write_report(
+    folder: Path,
+    label: str,
+    found: Mapping[str, Mapping[str, Acceptance]],
+    speedup: Mapping[str, Speedup],
+    failed: int,
+    table: AcceptanceTable | None,
+) -> str:
+    """acceptance.md and acceptance.png of one measurement; returns the text.
+
+    Args:
+        folder: of the run.
+        label: what the draft is called.
+        found: acceptance by draft and benchmark.
+        speedup: by benchmark.
+        failed: prompts without an answer.
+        table: the draft beside its reference.
+    """
+    parts = [f"# {label}", NOTE, f"Prompts without an answer: {failed}."]
+    for draft, by_benchmark in found.items():
+        parts += [f"## {draft}", benchmark_table(by_benchmark)]
+        for benchmark, one in by_benchmark.items():
+            if one.slots:
+                parts += [f"### {draft}: {benchmark}, by position", slot_table(one.slots)]
+    if speedup:
+        parts += ["## Speed at batch 1", speed_table(speedup)]
+    if table is not None:
+        parts += ["## Against the reference", markdown_table(table), gap_table(table)]
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    (folder / "acceptance.md").write_text(text, encoding="utf-8")
+    taus = {d: {k: one.tau or 0.0 for k, one in ones.items()} for d, ones in found.items()}
+    ends = {d: {k: _ends(one) for k, one in ones.items()} for d, ones in found.items()}
+    plot_averages(folder / "acceptance.png", taus, ends)
+    return text
+
+
+def _ends(found: Acceptance) -> Interval | None:
+    if found.tau_low is None or found.tau_high is None:
+        return None
+    return Interval(found.tau_low, found.tau_high)
+
+
+def speed_table(speedup: Mapping[str, Speedup]) -> str:
+    """Tokens per second with and without the draft."""
+    header = ["benchmark", "prompts", "plain tokens/s", "tokens/s", "speed-up", "other answers"]
+    lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
+    for name, one in speedup.items():
+        value = f"{one.value:.2f}"
+        if one.low is not None and one.high is not None:
+            value += f" [{one.low:.2f}, {one.high:.2f}]"
+        rates = [f"{one.plain_tokens_per_s:.1f}", f"{one.tokens_per_s:.1f}"]
+        lines.append([name, str(one.prompts), *rates, value, str(one.different)])
+    return _markdown(lines)
 
 
 def benchmark_table(found: Mapping[str, Acceptance]) -> str:

@@ -1,4 +1,4 @@
-"""Sampled verification keeps the target's distribution; acceptance rates are those of the theory."""
+"""Sampled verification keeps the target's distribution; acceptance rates as in theory."""
 
 import itertools
 

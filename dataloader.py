@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -30,8 +30,10 @@ from data.tokenization import (
     same_ids,
     special_ids,
     tokenizer_fingerprint,
+    with_mask_token,
 )
 from data.unigram import unigram_cross_entropy
+from models.shared_target import open_target
 from runtime.command import command_for
 from runtime.config import instantiate
 
@@ -152,6 +154,11 @@ class LanguageData(L.LightningDataModule):
         if self._given_tokenizer is not None:
             return self._given_tokenizer
         data = self.config.data
+        if data.tokenizer_name_or_path == "target":
+            model = cast(dict, OmegaConf.to_container(self.config.model, resolve=True))
+            target = open_target(model)
+            tokenizer = cast(PreTrainedTokenizerFast, target.tokenizer)
+            return with_mask_token(tokenizer, target.mask_token_id)
         has_train = "train" in self.plain_source.splits
         return load_tokenizer(
             data.tokenizer_name_or_path,
@@ -361,9 +368,10 @@ class LanguageData(L.LightningDataModule):
             insert_special=data.insert_train_special if training else data.insert_valid_special,
             insert_eos=data.insert_train_eos if training else data.insert_valid_eos,
             join=data.get("join", False),
+            per_row=data.get("documents_per_row"),
         )
 
-    def _key(self, split: str) -> dict[str, str | int | bool]:
+    def _key(self, split: str) -> dict[str, str | int | bool | None]:
         data = OmegaConf.to_container(self.config.data, resolve=True)
         assert isinstance(data, dict)
         encoder = {"encoder": fingerprint(data["encoder"])} if data.get("encoder") else {}

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, ConfigError
 
 
 class BestAndLast(Checkpoint):
@@ -22,17 +22,28 @@ class BestAndLast(Checkpoint):
     Args:
         dirpath: folder of the two files.
         every_n_steps: optimiser steps between two `last.ckpt`; one more is written at the end.
-        monitor: metric of validation that decides what is best; smaller is better.
+        monitor: metric of validation that decides what is best.
+        mode: min or max, which of its values is best.
+        keep_every_n_steps: optimiser steps between two checkpoints that stay, `step1000.ckpt`, such
+            as the ends of epochs; None keeps none.
     """
 
     def __init__(
-        self, dirpath: str | Path, every_n_steps: int = 500, monitor: str = "val/nll"
+        self,
+        dirpath: str | Path,
+        every_n_steps: int = 500,
+        monitor: str = "val/nll",
+        mode: str = "min",
+        keep_every_n_steps: int | None = None,
     ) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigError(f"callbacks.checkpoints.mode={mode}: allowed min, max")
         self.best_path = Path(dirpath) / "best.ckpt"
         self.last_path = Path(dirpath) / "last.ckpt"
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
         self.monitor = monitor
-        self.best_score = math.inf
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best_score = self.sign * math.inf
         self.best_step = 0
         self._last_saved = 0
 
@@ -43,8 +54,10 @@ class BestAndLast(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save `last.ckpt` between two optimiser steps."""
+        """Save `last.ckpt` and what is to stay between two optimiser steps."""
         step = trainer.global_step
+        if between_steps(trainer, batch_idx):
+            self._keep(trainer)
         due = step % self.every_n_steps == 0 and step != self._last_saved
         if due and between_steps(trainer, batch_idx):
             self._save_last(trainer)
@@ -54,14 +67,21 @@ class BestAndLast(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and float(score) < self.best_score:
+        if score is not None and self.sign * float(score) < self.sign * self.best_score:
             self.best_score, self.best_step = float(score), trainer.global_step
             save_atomically(trainer, self.best_path)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state."""
+        self._keep(trainer)
         if trainer.global_step != self._last_saved:
             self._save_last(trainer)
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        step, every = trainer.global_step, self.keep_every_n_steps
+        path = self.last_path.with_name(f"step{step}.ckpt")
+        if every and step and step % every == 0 and not path.is_file():
+            save_atomically(trainer, path)
 
     def _save_last(self, trainer: L.Trainer) -> None:
         self._last_saved = trainer.global_step

@@ -27,7 +27,7 @@ from data.storage import atomic_file, exclusive
 
 _FORMAT = "palimpsest.rows.1"
 _BYTES_PER_BATCH = 16 << 20
-Key = Mapping[str, str | int | bool]
+Key = Mapping[str, str | int | bool | None]
 
 
 def cache_path(folder: str | Path, key: Key) -> Path:
@@ -61,7 +61,7 @@ def write_rows(
     file: BinaryIO, blocks: Iterable[Block], key: Key, vocab_size: int, report: PackingReport
 ) -> None:
     """Write blocks [N, L] as record batches of equal size, and `report` behind the last one."""
-    length = int(key["length"])
+    length = int(key["length"] or 0)
     metadata = {"format": _FORMAT, "key": json.dumps(dict(key))}
     rows_per_batch = max(1, _BYTES_PER_BATCH // (length * np.dtype(np.uint32).itemsize))
     writer = schema = None

@@ -36,7 +36,7 @@ class PackingOptions:
     last incomplete row is dropped. `wrap=False` gives each document its row, `BOS tokens EOS`
     padded (without BOS, and without EOS unless `insert_eos`, where `insert_special` is off);
     documents that are too long lose their end, but not the EOS. `join=True` puts several whole
-    documents into a row, with nothing inserted (`SEGMENT` tells them apart).
+    documents into a row, at most `per_row`, with nothing inserted (`SEGMENT` tells them apart).
 
     Raises:
         DataError: `length` leaves no room for a token.
@@ -47,6 +47,7 @@ class PackingOptions:
     insert_special: bool = True
     insert_eos: bool = True
     join: bool = False
+    per_row: int | None = None
 
     def __post_init__(self) -> None:
         if self.body < 1:
@@ -58,9 +59,10 @@ class PackingOptions:
                 " insert_valid_eos false"
             )
 
-    def identity(self) -> dict[str, int | bool]:
+    def identity(self) -> dict[str, int | bool | None]:
         """What a cache is known by; without `join` where it is off, as in older caches."""
-        return {name: value for name, value in vars(self).items() if value or name != "join"}
+        joining = {"join", "per_row"} if not self.join else set()
+        return {name: value for name, value in vars(self).items() if name not in joining}
 
     @property
     def body(self) -> int:
@@ -68,6 +70,8 @@ class PackingOptions:
         closing = self.insert_special or (self.insert_eos and not self.wrap)
         return self.length - self.insert_special - closing
 
+
+_SEGMENTS = int(np.iinfo(FEATURE_DTYPE).max) + 1  # documents of a row that have numbers
 
 Encoder = Callable[
     [Iterable[Document], PreTrainedTokenizerFast, SpecialIds, PackingReport], Iterator[TokenBatch]
@@ -160,7 +164,7 @@ def _joined_blocks(
         cut = (kept > 0) & (batch.lengths > kept)
         report.truncated_documents += int(cut.sum())
         report.truncated_tokens += int((batch.lengths - kept)[cut].sum())
-        rows = _first_fit(kept, options.length)
+        rows = _first_fit(kept, options.length, options.per_row)
         if not rows:
             continue
         block = {
@@ -180,11 +184,11 @@ def _joined_blocks(
         yield block | {LENGTH: (block[SEGMENT] != FEATURE_FILL).sum(-1)}
 
 
-def _first_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
+def _first_fit(sizes: np.ndarray, room: int, per_row: int | None) -> list[list[int]]:
     """Documents of every row: in order of falling size, each to the first row that can take it."""
+    limit = min(per_row or _SEGMENTS, _SEGMENTS)
     rows: list[list[int]] = []
     left = np.empty(len(sizes), dtype=np.int64)
-    limit = np.iinfo(FEATURE_DTYPE).max
     for document in np.argsort(-sizes, kind="stable"):
         if not sizes[document]:
             break
@@ -194,8 +198,8 @@ def _first_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
             left[row] = room
         rows[row].append(int(document))
         left[row] -= sizes[document]
-        if len(rows[row]) > limit:
-            left[row] = 0  # no more numbers for segments
+        if len(rows[row]) == limit:
+            left[row] = 0
     return rows
 
 

@@ -5,6 +5,7 @@ are trained on the training documents: `bpe` (byte-level, so every text has toke
 words between spaces). Any other name is a local folder or a name on the Hugging Face hub.
 """
 
+import copy
 import json
 import logging
 from collections import Counter
@@ -99,6 +100,23 @@ def complete_special_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTok
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.mask_token:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def with_mask_token(tokenizer: PreTrainedTokenizerFast, mask_id: int) -> PreTrainedTokenizerFast:
+    """A copy whose mask token has this id; where no token has it, a new one is given it.
+
+    Raises:
+        DataError: a new token would get another id.
+    """
+    copied = copy.deepcopy(tokenizer)
+    token = copied.convert_ids_to_tokens(mask_id)
+    copied.add_special_tokens({"mask_token": token or _SPECIALS["mask_token"]})
+    if copied.mask_token_id != mask_id:
+        raise DataError(
+            f"model.mask_token={mask_id}: no token of {tokenizer.name_or_path!r} has this id, and a"
+            f" new one would get {copied.mask_token_id}"
+        )
+    return complete_special_tokens(copied)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:

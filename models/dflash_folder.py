@@ -178,3 +178,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: {shown(content)}: allowed an object with keys")
     return content
+
+
+def is_draft(folder: Path) -> bool:
+    """Whether a folder looks like a draft in this format."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return architecture(_read_json(folder / CONFIG)) in ARCHITECTURES

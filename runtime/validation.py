@@ -30,6 +30,7 @@ def validate(cfg: DictConfig) -> None:
     for key in KEYS:
         _check_key(cfg, key)
     check_targets(cfg)
+    _check_model(cfg)
     _check_shapes(cfg)
     _check_times(cfg)
     _check_masking(cfg)
@@ -89,6 +90,21 @@ def show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_model(cfg: DictConfig) -> None:
+    """A network of its own, or a frozen target: as the mode says, or else the algorithm."""
+    wanted = value_of(cfg, "mode.model_kind", value_of(cfg, "algo.model_kind", "network"))
+    found = value_of(cfg, "model.kind", "network")
+    if wanted not in (found, "any"):
+        kinds = {
+            "network": "model=nano, tiny, small, medium, ...",
+            "target": "a causal language model, model=tiny_causal, smollm2, qwen3_4b, ...",
+        }
+        raise ConfigError(
+            f"model={value_of(cfg, 'model.name')}: mode={cfg.mode.name} algo={cfg.algo.name} needs"
+            f" another kind of model; allowed: {kinds[wanted]}"
+        )
 
 
 def _check_shapes(cfg: DictConfig) -> None:

@@ -81,6 +81,17 @@ def test_a_row_has_no_more_documents_than_segments_have_numbers():
     assert [len(np.unique(row[row >= 0])) for row in blocks[0][SEGMENT]] == [128, 128, 44]
 
 
+def test_one_document_to_a_row():
+    report = PackingReport()
+    batch = TokenBatch(
+        {IDS: np.ones(9, np.uint32), RESPONSE: np.ones(9, np.int8)}, np.array([2, 4, 3])
+    )
+    blocks = list(
+        pack([], TOKENIZER, SPECIAL, options(per_row=1), report, lambda *_: iter([batch]))
+    )
+    assert blocks[0][LENGTH].tolist() == [4, 3, 2]
+
+
 def test_joining_leaves_documents_as_they_are():
     with pytest.raises(DataError, match=r"data\.join=true.*data\.wrap=false"):
         options(wrap=True)

@@ -1,0 +1,224 @@
+"""Answers from a model in this process: many at once, each leaving as soon as it is done.
+
+Rows of different lengths decode together, each at its own position (`models.ragged_cache`). When
+one ends, the next prompt takes its place, so the batch stays full until the prompts run out, and
+after that it shrinks.
+
+Legend: B rows being decoded, P prompts that enter, S tokens of the longest of them, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from data.errors import DataError
+from decoding.generate import (
+    GenerationRequest,
+    GenerationResult,
+    GenerationSettings,
+    choose,
+    request_key,
+)
+from models.causal import CausalTarget
+from models.precision import use_fastest_exact_matmul
+from models.ragged_cache import RaggedCache
+
+# Prompts are sorted by length within this many batches, so that those that enter together fit.
+_WINDOW = 4
+_WORD = 1 << 64
+
+
+@dataclass
+class _Row:
+    """An answer in the making."""
+
+    id: str
+    key: int
+    prompt: list[int]
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def next_key(self) -> int:
+        """The number that the draw of the next token depends on."""
+        word = (self.key + len(self.tokens)) % _WORD
+        return word - _WORD if word >= _WORD // 2 else word
+
+
+class LocalGenerator:
+    """A target that answers in batches.
+
+    Greedy answers are those of `generate(do_sample=False)` of `transformers`. Sampled answers
+    depend on the seed and the id of the request, not on the rows beside it (up to ties within the
+    rounding of the logits, which depends on the shape of a batch).
+
+    Args:
+        target: the model; it is moved to `device`.
+        settings: how to answer.
+        batch_size: rows that decode together.
+        prefill_tokens: tokens of prompts, padding included, that enter in one forward pass.
+        device: "cpu", "cuda"; None takes a GPU if there is one.
+
+    Raises:
+        DataError: a model with attention that forgets (sliding windows, linear attention).
+    """
+
+    def __init__(
+        self,
+        target: CausalTarget,
+        settings: GenerationSettings,
+        batch_size: int = 32,
+        prefill_tokens: int = 2048,
+        device: str | None = None,
+    ) -> None:
+        kinds = set(getattr(target.model.config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise DataError(
+                f"model={target.name}: has layers of"
+                f" {', '.join(sorted(kinds - {'full_attention'}))}; the local backend takes"
+                " full_attention only, use a server"
+            )
+        self.target, self.settings = target, settings
+        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = target.model.to(self.device)
+        self.stop_ids = frozenset(settings.stop_ids or target.stop_ids)
+        use_fastest_exact_matmul()
+
+    def identity(self) -> dict[str, Any]:
+        """The target's name and fingerprint."""
+        return {"target": self.target.name, "fingerprint": self.target.fingerprint}
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GenerationResult]:
+        """One result per request, in the order in which they end.
+
+        Requests are read as they are needed, a few batches ahead.
+        """
+        incoming = iter(requests)
+        waiting: list[_Row] = []
+        rows: list[_Row] = []
+        cache = RaggedCache(self.model.config.num_hidden_layers, self.batch_size)
+        while True:
+            yield from self._fetch(incoming, waiting)
+            if waiting and len(rows) < self.batch_size:
+                entering = self._next_prompts(waiting, self.batch_size - len(rows))
+                logits_BV = self._prefill(entering, cache)
+                rows += entering
+                advanced = range(len(rows) - len(entering), len(rows))
+            elif rows:
+                logits_BV = self._step(rows, cache)
+                advanced = range(len(rows))
+            else:
+                return
+            self._append([rows[place] for place in advanced], logits_BV)
+            # From the end, because a row that leaves is replaced by the last one.
+            for place in reversed(advanced):
+                finish = self._finish(rows[place])
+                if finish:
+                    yield self._result(rows[place], finish)
+                    cache.drop(place)
+                    rows[place] = rows[-1]
+                    rows.pop()
+
+    def _fetch(
+        self, incoming: Iterator[GenerationRequest], waiting: list[_Row]
+    ) -> Iterator[GenerationResult]:
+        """Refill the waiting prompts, longest last; yields those that cannot be answered."""
+        if len(waiting) >= self.batch_size:
+            return
+        for request in islice(incoming, _WINDOW * self.batch_size - len(waiting)):
+            try:
+                waiting.append(self._row(request))
+            except ValueError as error:
+                yield GenerationResult(request.id, error=str(error))
+        waiting.sort(key=lambda row: len(row.prompt))
+
+    def _row(self, request: GenerationRequest) -> _Row:
+        if request.messages is not None:
+            prompt = self.target.chat_ids(request.messages, self.settings.thinking)
+        else:
+            prompt = list(request.prompt_ids or ())
+        room = self.target.max_positions - len(prompt)
+        if not prompt or room < 1:
+            raise DataError(
+                f"a prompt of {len(prompt)} tokens; allowed 1 .. {self.target.max_positions - 1}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < len(self.target.embedding_VD):
+            raise DataError(f"token ids outside 0 .. {len(self.target.embedding_VD) - 1}")
+        limit = min(self.settings.max_new_tokens, room)
+        return _Row(request.id, request_key(request.id), prompt, limit)
+
+    def _next_prompts(self, waiting: list[_Row], free: int) -> list[_Row]:
+        """The longest prompts, as many as fit into one forward pass, at least one."""
+        longest = len(waiting[-1].prompt)
+        count = min(free, max(1, self.prefill_tokens // longest), len(waiting))
+        taken = waiting[-count:]
+        del waiting[-count:]
+        return taken
+
+    @torch.no_grad()
+    def _prefill(self, entering: list[_Row], cache: RaggedCache) -> Tensor:
+        """Read prompts, whose keys and values enter the cache; the logits after each of them.
+
+        Padding stands on the right, where no token of a prompt looks.
+        """
+        lengths = [len(row.prompt) for row in entering]
+        ids_PS = torch.zeros(len(entering), max(lengths), dtype=torch.long)
+        for place, row in enumerate(entering):
+            ids_PS[place, : lengths[place]] = torch.tensor(row.prompt)
+        last_P = torch.tensor(lengths) - 1
+        ends_U, which_P = last_P.unique(return_inverse=True)
+        fresh = DynamicCache(config=self.model.config)
+        logits_PUV = self.model(
+            input_ids=ids_PS.to(self.device),
+            past_key_values=fresh,
+            use_cache=True,
+            logits_to_keep=ends_U.to(self.device),
+        ).logits
+        cache.admit(fresh, lengths)
+        return logits_PUV[torch.arange(len(entering)), which_P].float()
+
+    @torch.no_grad()
+    def _step(self, rows: list[_Row], cache: RaggedCache) -> Tensor:
+        """Read the last token of every row; the logits of the next."""
+        token_B1 = torch.tensor([[row.tokens[-1]] for row in rows], device=self.device)
+        position_B1, mask_B11W = cache.begin_step(self.device, self.model.dtype)
+        logits_B1V = self.model(
+            input_ids=token_B1,
+            position_ids=position_B1,
+            attention_mask=mask_B11W,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        cache.end_step()
+        return logits_B1V[:, -1].float()
+
+    def _append(self, rows: list[_Row], logits_BV: Tensor) -> None:
+        key_B = torch.tensor([row.next_key() for row in rows], device=logits_BV.device)
+        token_B = choose(logits_BV, key_B, self.settings)
+        for row, token in zip(rows, token_B.tolist(), strict=True):
+            row.tokens.append(token)
+        if self.settings.logprobs:
+            chosen_B = logits_BV.log_softmax(-1).gather(-1, token_B[:, None])[:, 0]
+            for row, value in zip(rows, chosen_B.tolist(), strict=True):
+                row.logprobs.append(value)
+
+    def _finish(self, row: _Row) -> str:
+        if row.tokens[-1] in self.stop_ids:
+            return "stop"
+        return "length" if len(row.tokens) >= row.limit else ""
+
+    def _result(self, row: _Row, finish: str) -> GenerationResult:
+        return GenerationResult(
+            id=row.id,
+            text=self.target.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            token_ids=row.tokens,
+            logprobs=row.logprobs if self.settings.logprobs else None,
+            finish=finish,
+        )

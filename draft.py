@@ -1,0 +1,381 @@
+"""DFlash: a small network that drafts a whole block of the target's next tokens in one pass.
+
+    q(. | slot k) = softmax(W g(target features before the anchor, [x_a, mask, mask, ...])_k)
+
+The target is frozen and stays outside of this module's parameters: a checkpoint holds the draft
+alone. Anchors are drawn on the host, next to the data, from numbers keyed by (seed, step, place in
+the global batch), so they are the same on any number of ranks. The teacher's distribution enters
+through e = W^T p of the places that some block asks about, each computed once.
+
+Source: arXiv 2602.06036. "EAL" and "survival-EAL" are a reading of their published descriptions.
+Legend: B rows, L tokens, N blocks of a row, M blocks of the batch, Q slots, K predicted slots,
+U places of the target that are asked about, D features, E width of all tapped layers, V vocabulary.
+"""
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from algorithm import Algorithm, Likelihood, LossTerms
+from data.errors import DataError
+from models.causal import CausalTarget
+from models.dflash import DFlashConfig, DFlashNetwork
+from models.dflash_folder import is_draft, load_draft
+from models.feature_cache import FeatureCache
+from models.shared_target import open_target
+from models.taps import TargetTaps
+from objectives.acceptance import AcceptanceObjective
+from objectives.anchors import blocks_at, deal_anchors, eligible_anchors, places_in_document
+from objectives.fused_acceptance import AcceptanceSums, fused_acceptance_loss, teacher_summary
+from objectives.keyed import keyed_uniform
+from objectives.likelihood import row_sums
+from runtime.config import instantiate
+from runtime.errors import CheckpointError, ConfigError
+
+_ANCHORS, _VALIDATION_ANCHORS = 0x0A, 0x0B  # streams of keyed numbers
+# On a CPU the number of blocks follows the batch, in steps of this many.
+_BLOCK_BUCKET = 8
+_CROSS_ENTROPY = AcceptanceObjective(ce_weight=1.0)
+# What is summed over the blocks of a step: see `_statistics`.
+_STATISTICS = (
+    "slots",
+    "blocks",
+    "weight",
+    "normaliser",
+    "expected",
+    "kl",
+    "ce",
+    "accepted",
+    "first",
+)
+
+
+class TargetReading(NamedTuple):
+    """What the target says of a batch: features [B, L, E], and its predictions at U places.
+
+    Either e = W^T p [U, D] and H(p) [U], or, for losses that need all of p, the last hidden states
+    [U, D]; all None where the loss does not ask the target.
+    """
+
+    taps_BLE: Tensor
+    expected_UD: Tensor | None
+    entropy_U: Tensor | None
+    hidden_UD: Tensor | None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are predictions."""
+        return self.expected_UD is not None or self.hidden_UD is not None
+
+
+class DFlashDraft(Algorithm):
+    """Trains a draft for the target that `config["model"]` describes."""
+
+    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
+        super().__init__(config, tokenizer)
+        algo = self.config["algo"]
+        self.seed = self.config["seed"]
+        self.anchors, self.anchors_per_document = algo["anchors"], algo["anchors_per_document"]
+        self.objective: AcceptanceObjective = instantiate(self.config["objective"])
+        # The shape travels with the checkpoint, which then opens without its target.
+        if algo.get("network") is None:
+            algo["network"] = self._shape()
+        self.network = DFlashNetwork(DFlashConfig(**algo["network"]), algo["attn_backend"])
+        # Weights that follow the draft (survival) have a sum that is not known before it has
+        # spoken; its share of the largest possible sum is taken from the step before.
+        self.weight_share: float | Tensor = 1.0
+        self._sums: Tensor | None = None
+        self._validated: list[Tensor] = []
+        self._caches: dict[str, FeatureCache] = {}
+
+    def _shape(self) -> dict[str, Any]:
+        draft = self.config["algo"]["draft"]
+        shape = DFlashConfig.from_target(
+            self.target.model.config,
+            block_size=self.config["block_size"],
+            mask_token_id=self.target.mask_token_id,
+            **draft,
+        )
+        return asdict(shape)
+
+    @cached_property
+    def target(self) -> CausalTarget:
+        """The frozen target; it is loaded when it is first needed."""
+        return open_target(self.config["model"])
+
+    @cached_property
+    def taps(self) -> TargetTaps:
+        """Reads the features of the target."""
+        return TargetTaps(self.target.model, self.network.config.target_layer_ids)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict:
+        """Draw the anchors on the host, before the batch travels to the device."""
+        if self.trainer.training:
+            key = (self.seed, _ANCHORS, self.trainer.global_step)
+            batch["inputs"] = self.draw_blocks(batch, batch["position"], key)
+            self._read_cache("train", batch, batch["inputs"])
+        else:
+            batch["draws"] = [
+                self.draw_blocks(batch, batch["index"], (self.seed, _VALIDATION_ANCHORS, draw))
+                for draw in range(self.eval_draws)
+            ]
+            for inputs in batch["draws"]:
+                self._read_cache("validation", batch, inputs)
+        return batch
+
+    def cache_identity(self, data_fingerprint: str | None) -> dict[str, Any]:
+        """What features on disk are of."""
+        return {
+            "data": data_fingerprint,
+            "target": self.target.fingerprint,
+            "layers": list(self.network.config.target_layer_ids),
+        }
+
+    def _read_cache(self, split: str, batch: dict[str, Tensor], inputs: dict[str, Any]) -> None:
+        """Add the target's features and predictions to `inputs`, if they are kept on disk.
+
+        They are in training; an evaluation of another split asks the target itself.
+        """
+        folder = self.config["algo"]["feature_cache"]
+        if folder is None or self.trainer.state.fn != "fit":
+            return
+        if self.objective.needs_distribution or self.objective.temperature != 1.0:
+            raise ConfigError(
+                f"algo.feature_cache={folder}: a cache holds neither whole distributions nor those"
+                " at a temperature; allowed: null, or objective.verification=greedy and"
+                " objective.temperature=1"
+            )
+        if split not in self._caches:
+            identity = self.cache_identity(self.data_fingerprint)
+            self._caches[split] = FeatureCache(folder, split, identity)
+        cache, length = self._caches[split], batch["input_ids"].shape[1]
+        row_B, asked_U = batch["index"], inputs["asked"]
+        inputs["taps"] = cache.taps(row_B, length)
+        inputs["expected"], inputs["entropy"] = cache.predictions(
+            row_B[asked_U // length], asked_U % length
+        )
+
+    def draw_blocks(
+        self, batch: dict[str, Tensor], row_B: Tensor, key: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """Anchors and their blocks, and the places at which the target is asked (host tensors).
+
+        Returns:
+            anchors [B, N], which of them exist, `kept` [M] their places in the flattened [B * N],
+            labels and validity [M, K] with the number of valid ones, `asked` [U] places in the
+            flattened [B * L], and `teacher` [M, K], which of these predicts the label.
+
+        Raises:
+            DataError: the rows do not say what the target has written.
+        """
+        if "response" not in batch:
+            raise DataError(
+                f"data={self.config['data']['name']}: rows without answers of a target;"
+                " algo=dflash is trained on data=chat"
+            )
+        response_BL, segment_BL = batch["response"] == 1, batch["segment"]
+        uniform_BL = keyed_uniform(key, row_B, segment_BL.shape[1])
+        eligible_BL = eligible_anchors(response_BL, segment_BL)
+        anchor_BN, block_BN = deal_anchors(
+            eligible_BL, segment_BL, uniform_BL, self.anchors, self.anchors_per_document
+        )
+        if self.device.type == "cpu":  # a compiled network wants equal shapes
+            used = -(-int(block_BN.sum(-1).max()) // _BLOCK_BUCKET) * _BLOCK_BUCKET
+            anchor_BN, block_BN = anchor_BN[:, : max(used, 1)], block_BN[:, : max(used, 1)]
+        blocks = blocks_at(
+            anchor_BN, block_BN, batch["input_ids"], response_BL, segment_BL, self.predicted
+        )
+        kept_M = block_BN.flatten().nonzero()[:, 0]
+        row_M = kept_M // block_BN.shape[1]
+        valid_MK = blocks.valid_BNK.flatten(0, 1)[kept_M]
+        place_MK = blocks.teacher_BNK.flatten(0, 1)[kept_M] + row_M[:, None] * segment_BL.shape[1]
+        asked_U, teacher_MK = place_MK.unique(return_inverse=True)
+        return {
+            "anchors": anchor_BN,
+            "exists": block_BN,
+            "places": places_in_document(segment_BL),
+            "kept": kept_M,
+            "row": row_M,
+            "labels": blocks.label_BNK.flatten(0, 1)[kept_M],
+            "valid": valid_MK,
+            "slots": int(valid_MK.sum()),
+            "asked": asked_U,
+            "teacher": teacher_MK,
+        }
+
+    @property
+    def predicted(self) -> int:
+        """K, the tokens that a block proposes."""
+        return self.network.config.num_drafts
+
+    def loss_terms(self, batch: dict[str, Any]) -> LossTerms:
+        """The objective's loss of all blocks of a micro-batch, as a sum."""
+        inputs = batch["inputs"]
+        # 1. What the target has to say, without a gradient.
+        reading = self.read_target(batch, inputs, self.objective)
+        # 2. All blocks in one pass.
+        hidden_MKD = self.propose(batch["input_ids"], batch["segment"], inputs, reading.taps_BLE)
+        # 3. Head and loss, without the logits of the batch ever being there.
+        sums = self.acceptance(hidden_MKD, inputs, reading, self.objective, self.weight_share)
+        normaliser = self.objective.normaliser(inputs["valid"])
+        self._count(self._statistics(sums, normaliser))
+        rows_B = row_sums(sums.block_loss_N, inputs["row"], len(batch["index"]))
+        return LossTerms(sums.loss, normaliser, rows_B)
+
+    def read_target(
+        self, batch: dict[str, Any], inputs: dict[str, Any], objective: AcceptanceObjective
+    ) -> TargetReading:
+        """Features of the rows and, if the objective asks, predictions at the asked places."""
+        target, needs = self.target_here(), objective.needs_kl or objective.needs_distribution
+        if "taps" in inputs:
+            if not needs:
+                return TargetReading(inputs["taps"], None, None, None)
+            return TargetReading(inputs["taps"], inputs["expected"], inputs["entropy"], None)
+        with torch.no_grad():
+            output = self.taps.run(
+                batch["input_ids"], position_ids=inputs["places"], last_hidden=needs
+            )
+            if output.last_hidden_BSD is None:
+                return TargetReading(output.taps_BSE, None, None, None)
+            hidden_UD = output.last_hidden_BSD.flatten(0, 1)[inputs["asked"]]
+            if objective.needs_distribution:
+                return TargetReading(output.taps_BSE, None, None, hidden_UD)
+            summary = teacher_summary(hidden_UD, target.head_VD, temperature=objective.temperature)
+            return TargetReading(output.taps_BSE, *summary, None)
+
+    def target_here(self) -> CausalTarget:
+        """The target, on the device of the draft."""
+        if self.target.model.device != self.device:
+            self.target.model.to(self.device)  # type: ignore[arg-type]
+        return self.target
+
+    def propose(
+        self, ids_BL: Tensor, segment_BL: Tensor, inputs: dict[str, Any], taps_BLE: Tensor
+    ) -> Tensor:
+        """[M, K, D] what the draft hands to the target's head, at the slots that predict."""
+        config = self.network.config
+        anchor_BN = inputs["anchors"]
+        block_BNQ = anchor_BN.new_full((*anchor_BN.shape, config.block_size), config.mask_token_id)
+        block_BNQ[..., 0] = ids_BL.gather(1, anchor_BN)
+        embeds_BNQD = torch.nn.functional.embedding(block_BNQ, self.target.embedding_VD)
+        layout = self.network.layout(anchor_BN, inputs["exists"], segment_BL, inputs["places"])
+        hidden_BNQD = self.network(taps_BLE, embeds_BNQD, layout)
+        return hidden_BNQD.flatten(0, 1)[inputs["kept"], config.first_predicting_slot :]
+
+    def acceptance(
+        self,
+        hidden_MKD: Tensor,
+        inputs: dict[str, Any],
+        reading: TargetReading,
+        objective: AcceptanceObjective,
+        weight_share: float | Tensor = 1.0,
+    ) -> AcceptanceSums:
+        """The losses of the blocks; weighted terms are divided by the share of their weights."""
+        return fused_acceptance_loss(
+            hidden_MKD,
+            self.target.head_VD,
+            inputs["labels"],
+            inputs["valid"],
+            objective=objective,
+            teacher_index_NK=inputs["teacher"] if reading.asked else None,
+            expected_UD=reading.expected_UD,
+            entropy_U=reading.entropy_U,
+            teacher_hidden_UD=reading.hidden_UD,
+            rows=inputs["slots"],
+            reward_scale=objective.reward_weight,
+            kl_scale=objective.kl_weight / weight_share,
+            ce_scale=objective.ce_weight / weight_share,
+        )
+
+    def _statistics(self, sums: AcceptanceSums, normaliser: Tensor) -> Tensor:
+        """The sums that `_STATISTICS` names, of one micro-batch."""
+        accepted = accepted_tokens(sums.hits_NK).sum()
+        kl = sums.ce.new_tensor(float("nan")) if sums.kl is None else sums.kl
+        values = (
+            sums.slots, sums.blocks, sums.weight, normaliser, sums.expected_length, kl, sums.ce,
+            accepted, sums.hits_NK[:, 0].sum(),
+        )  # fmt: skip
+        return torch.stack([value.detach().float() for value in values])
+
+    def _count(self, statistics: Tensor) -> None:
+        self._sums = statistics if self._sums is None else self._sums + statistics
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """As for every algorithm; then log what the draft of this step was worth."""
+        super().configure_gradient_clipping(*args, **kwargs)
+        assert self._sums is not None, "an optimiser step without a training step"
+        sums = dict(zip(_STATISTICS, self._sum_over_ranks(self._sums).unbind(), strict=True))
+        self._sums = None
+        self.log("train/tau", 1.0 + sums["accepted"] / sums["blocks"], prog_bar=True)
+        self.log("train/expected_tau", 1.0 + sums["expected"] / sums["blocks"])
+        self.log("train/first_accepted", sums["first"] / sums["blocks"])
+        self.log("train/ce", sums["ce"] / sums["slots"])
+        self.log("train/kl", sums["kl"] / sums["slots"])
+        self.weight_share = sums["weight"] / sums["normaliser"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count anew."""
+        super().on_validation_epoch_start()
+        self._validated = []
+
+    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
+        """Cross-entropy of the draft at the blocks of this draw; keeps how many it would commit."""
+        inputs = batch["draws"][draw]
+        reading = self.read_target(batch, inputs, _CROSS_ENTROPY)
+        hidden_MKD = self.propose(batch["input_ids"], batch["segment"], inputs, reading.taps_BLE)
+        sums = self.acceptance(hidden_MKD, inputs, reading, _CROSS_ENTROPY)
+        rows = len(batch["index"])
+        nll_B = row_sums(sums.block_loss_N, inputs["row"], rows)
+        tokens_B = row_sums(inputs["valid"].sum(-1).float(), inputs["row"], rows)
+        committed_B = row_sums(1.0 + accepted_tokens(sums.hits_NK), inputs["row"], rows)
+        blocks_B = row_sums(torch.ones_like(sums.block_loss_N), inputs["row"], rows)
+        self._validated.append(torch.stack([committed_B, blocks_B], -1).double().cpu())
+        return Likelihood(nll_B, tokens_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Besides: `val/tau`, the tokens that greedy verification commits per block.
+
+        The mean over anchors drawn evenly from the target's own greedy answers. Decoding visits
+        anchors unevenly (`mode=acceptance_eval` measures that), so the two differ a little.
+        """
+        super().on_validation_epoch_end()
+        committed, blocks = self.gather(torch.cat(self._validated)).sum(0)
+        self.log("val/tau", committed / blocks, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the share of the weights, and which target the draft belongs to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["weight_share"] = float(self.weight_share)
+        checkpoint["target"] = {"name": self.target.name, "fingerprint": self.target.fingerprint}
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the share of the weights."""
+        self.weight_share = checkpoint.get("weight_share", 1.0)
+
+    def load_pretrained(self, path: str | Path, allow_partial: bool = False) -> None:
+        """Start from another run's draft, or from a folder in the published format.
+
+        Raises:
+            CheckpointError: it does not fit this draft and its target.
+        """
+        if not is_draft(Path(path)):
+            super().load_pretrained(path, allow_partial)
+            return
+        theirs, ours = load_draft(Path(path)), self.network.config
+        for name in ("target_layer_ids", "mask_token_id", "sample_from_anchor"):
+            if getattr(theirs.config, name) != getattr(ours, name):
+                raise CheckpointError(
+                    f"training.from_pretrained={path}: {name}={getattr(theirs.config, name)}, this"
+                    f" run has {getattr(ours, name)}"
+                )
+        self.network.load_state_dict(theirs.state_dict())
+        self.create_ema()
+
+
+def accepted_tokens(hits_MK: Tensor) -> Tensor:
+    """[M] how many slots from the first on are what the target would say."""
+    return hits_MK.float().cumprod(-1).sum(-1)

@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import LlamaConfig, Qwen3Config
+from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3RotaryEmbedding,
     apply_rotary_pos_emb,
@@ -15,10 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 
 from models import dflash_attention
-from models.dflash import DFlashConfig, DFlashNetwork, TrainingLayout, target_layer_rule
-from models.dflash_attention import BlockAttention, flex_tiles
-from models.dflash_config import rotary_frequencies
-from runtime.errors import ConfigError
+from models.dflash import DFlashConfig, DFlashNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 BLOCK, WIDTH, TAPS = 4, 32, 2
@@ -30,10 +25,9 @@ LLAMA3 = {
 
 
 @pytest.fixture(autouse=True)
-def flex_without_a_compiler(request, monkeypatch):
+def flex_without_a_compiler(monkeypatch):
     """The mask function decides either way; the tiles have a test of their own."""
-    if "slow" not in request.keywords:
-        monkeypatch.setattr(dflash_attention, "compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(dflash_attention, "compiled_flex", lambda: flex_attention)
 
 
 def config_of(**changes):
@@ -139,22 +133,6 @@ def test_training_equals_the_slow_reference(backend, scaling):
     assert hidden.isfinite().all()
 
 
-@pytest.mark.slow
-def test_compiled_flex_equals_the_products():
-    """The kernel that the compiler makes for the CPU walks over the tiles alone."""
-    for num_blocks, block_size in ((40, 16), (23, 7)):
-        start, stop = (x.sort(dim=1).values for x in intervals(300, num_blocks, seed=3))
-        generator = torch.Generator().manual_seed(4)
-        q = torch.randn(2, num_blocks, block_size, 4, 16, generator=generator)
-        context = torch.randn(2, 2, 300, 2, 16, generator=generator).unbind()
-        block = torch.randn(2, 2, num_blocks, block_size, 2, 16, generator=generator).unbind()
-        flex, math_ = (
-            BlockAttention.build(start, stop, 300, block_size, backend)(q, context, block)
-            for backend in ("flex", "math")
-        )
-        torch.testing.assert_close(flex, math_, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("sample_from_anchor", [False, True])
 def test_training_equals_cached_inference(sample_from_anchor):
     """The same slots from a cache that grew by single tokens, by pieces, or at once."""
@@ -252,102 +230,6 @@ def test_everything_before_the_anchor_is_seen(backend):
         assert (moved > 1e-4).all()
 
 
-def intervals(length, num_blocks, seed):
-    """Random intervals, some empty."""
-    generator = torch.Generator().manual_seed(seed)
-    pair = torch.randint(0, length + 1, (2, num_blocks, 2), generator=generator)
-    start, stop = pair.amin(-1), pair.amax(-1)
-    empty = torch.rand(2, num_blocks, generator=generator) < 0.2
-    return start.masked_fill(empty, 0), stop.masked_fill(empty, 0)
-
-
-def dense_mask(start_BN, stop_BN, length, block_size):
-    """Entry by entry: what flex and the chunks have to compute."""
-    (B, N), Q = start_BN.shape, block_size
-    mask = torch.zeros(B, N * Q, length + N * Q, dtype=torch.bool)
-    for row in range(B):
-        for query in range(N * Q):
-            block = query // Q
-            mask[row, query, int(start_BN[row, block]) : int(stop_BN[row, block])] = True
-            mask[row, query, length + block * Q : length + (block + 1) * Q] = True
-    return mask
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    length=st.integers(1, 300),
-    num_blocks=st.integers(1, 20),
-    block_size=st.integers(1, 20),
-    seed=st.integers(0, 2**16),
-)
-def test_flex_tiles_equal_the_dense_mask(length, num_blocks, block_size, seed):
-    """No tile with an allowed pair is left out, full tiles are full, and the formula is right."""
-    start, stop = intervals(length, num_blocks, seed)
-    mask = dense_mask(start, stop, length, block_size)
-    tiles = flex_tiles(start, stop, length, block_size)
-    B, queries, keys = mask.shape
-    query, key = torch.arange(queries)[:, None], torch.arange(keys)[None]
-    for row in range(B):
-        assert torch.equal(tiles.mask_mod(torch.tensor(row), 0, query, key), mask[row])
-    padded = torch.nn.functional.pad(mask, (0, -keys % 128, 0, -queries % 128))
-    by_tile = padded.unflatten(2, (-1, 128)).unflatten(1, (-1, 128))  # [B, q, 128, T, 128]
-    some, every = by_tile.any(4).any(2), by_tile.all(4).all(2)
-    listed = {"part": torch.zeros_like(some), "full": torch.zeros_like(some)}
-    for name, count, index in (
-        ("part", tiles.kv_num_blocks, tiles.kv_indices),
-        ("full", tiles.full_kv_num_blocks, tiles.full_kv_indices),
-    ):
-        for row in range(B):
-            for tile in range(some.shape[1]):
-                listed[name][row, tile, index[row, 0, tile, : count[row, 0, tile]].long()] = True
-    assert torch.equal(listed["part"] | listed["full"], some)
-    assert torch.equal(listed["full"], every)
-    assert not (listed["part"] & listed["full"]).any()
-
-
-@pytest.mark.parametrize("backend", ["math", "sdpa"])
-@pytest.mark.parametrize(
-    ("length", "num_blocks", "block_size"), [(70, 40, 8), (30, 5, 16), (9, 3, 1)]
-)
-def test_chunks_equal_dense_attention(backend, length, num_blocks, block_size):
-    """Values and gradients against one masked softmax over all keys, in fp64."""
-    start, stop = intervals(length, num_blocks, seed=7)
-    generator = torch.Generator().manual_seed(2)
-
-    def leaf(*shape):
-        return torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
-
-    q = leaf(2, num_blocks, block_size, 4, 8)
-    context = (leaf(2, length, 2, 8), leaf(2, length, 2, 8))
-    block = (leaf(2, num_blocks, block_size, 2, 8), leaf(2, num_blocks, block_size, 2, 8))
-    ours = BlockAttention.build(start, stop, length, block_size, backend)(q, context, block)
-    k, v = (
-        torch.cat([seen, own.flatten(1, 2)], 1).transpose(1, 2).repeat_interleave(2, dim=1)
-        for seen, own in zip(context, block, strict=True)
-    )
-    score = q.flatten(1, 2).transpose(1, 2) @ k.transpose(-1, -2) / math.sqrt(8)
-    mask = dense_mask(start, stop, length, block_size)[:, None]
-    dense = score.masked_fill(~mask, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(ours.flatten(1, 2).transpose(1, 2), dense, atol=1e-6, rtol=1e-6)
-    leaves = (q, *context, *block)
-    weight = torch.randn(dense.shape, dtype=torch.float64, generator=generator)
-    expected = torch.autograd.grad((dense * weight).sum(), leaves)
-    ours = ours.flatten(1, 2).transpose(1, 2)
-    for a, b in zip(torch.autograd.grad((ours * weight).sum(), leaves), expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def test_layout_by_hand():
-    """Two documents and padding: intervals begin with the document and end before the anchor."""
-    segment = torch.tensor([[4, 4, 4, 7, 7, 7, 7, -1]])
-    position = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0]])
-    anchors, valid = torch.tensor([[1, 3, 6, 900]]), torch.tensor([[True, True, True, False]])
-    layout = TrainingLayout.build(anchors, valid, segment, position, block_size=3)
-    assert layout.attention.start_BN.tolist() == [[0, 3, 3, 0]]
-    assert layout.attention.stop_BN.tolist() == [[1, 3, 6, 0]]
-    assert layout.position_BNQ.tolist() == [[[1, 2, 3], [0, 1, 2], [3, 4, 5], [0, 1, 2]]]
-
-
 def test_positions_are_absolute_in_their_document():
     """A document gives the same hidden states wherever in a row it lies."""
     network = network_of()
@@ -410,94 +292,3 @@ def test_layers_compile_once():
     for places, plain in zip((anchors, anchors.clamp(max=9)), expected, strict=True):
         torch.testing.assert_close(forward(network, taps, embeds, places, *rest), plain)
     assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize(
-    ("layers", "taps", "expected"),
-    [
-        (36, 5, (1, 9, 17, 25, 33)),  # Qwen3-4B and Qwen3-8B, as published
-        (36, 1, (18,)), (30, 5, (1, 8, 14, 20, 27)), (8, 5, (1, 2, 3, 4, 5)), (2, 1, (0,)),
-    ],
-)  # fmt: skip
-def test_layer_rule(layers, taps, expected):
-    assert target_layer_rule(layers, taps) == expected
-
-
-@pytest.mark.parametrize(("layers", "taps"), [(36, 0), (7, 5), (4, 2), (2, 2)])
-def test_layer_rule_refuses(layers, taps):
-    with pytest.raises(ConfigError, match=f"num_taps={taps}: allowed 1 to"):
-        target_layer_rule(layers, taps)
-
-
-def test_size_of_the_published_draft():
-    """537.4 million parameters in 58 tensors for Qwen3-4B."""
-    target = Qwen3Config(
-        vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, eos_token_id=151645,
-    )  # fmt: skip
-    config = DFlashConfig.from_target(
-        target, block_size=16, num_hidden_layers=5, num_taps=5, mask_token_id=151669
-    )
-    assert (config.num_drafts, config.rope_theta, config.rope_scaling) == (15, 1e6, None)
-    with torch.device("meta"):
-        state = DFlashNetwork(config).state_dict()
-    assert len(state) == 58
-    assert round(sum(tensor.numel() for tensor in state.values()) / 1e6, 1) == 537.4
-
-
-def test_draft_of_a_llama_target():
-    """llama3 scaling, no head_dim of its own, several end tokens."""
-    rope = {**LLAMA3, "rope_theta": 5e5}
-    target = LlamaConfig(
-        vocab_size=64, hidden_size=24, intermediate_size=40, num_hidden_layers=6,
-        num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope, eos_token_id=[2, 3],
-        max_position_embeddings=256,
-    )  # fmt: skip
-    config = DFlashConfig.from_target(
-        target, block_size=8, num_hidden_layers=1, mask_token_id=63, target_layer_ids=[0, 2],
-        sample_from_anchor=True,
-    )  # fmt: skip
-    assert (config.head_dim, config.num_drafts, config.eos_token_id) == (6, 8, (2, 3))
-    assert config.rope_theta == 5e5 and config.rope_scaling == LLAMA3
-    plain, _ = rotary_frequencies(config_of(head_dim=6, rope_theta=5e5))
-    assert not torch.allclose(rotary_frequencies(config)[0], plain)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"block_size": 1}, "block_size=1: allowed at least 2"),
-        ({"mask_token_id": 100}, r"mask_token_id=100: allowed 0 to 99"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads=3: allowed a divisor of 4"),
-        ({"head_dim": 7}, "head_dim=7: allowed an even number"),
-        ({"target_layer_ids": (1, 6)}, r"target_layer_ids=\[1, 6\]: allowed .* 0 to 5"),
-        ({"target_layer_ids": (1, 1)}, r"target_layer_ids=\[1, 1\]: allowed are distinct"),
-        ({"target_layer_ids": ()}, r"target_layer_ids=\[\]"),
-        ({"rope_theta": math.inf}, "rope_theta=inf: allowed a positive number"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type=dynamic: allowed"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: not usable as llama3"),
-    ],
-)
-def test_what_no_network_can_have(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        config_of(**changes)
-
-
-@pytest.mark.parametrize(
-    ("rope", "message"),
-    [
-        (
-            {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-            "0.5: allowed 1",
-        ),
-        ({"full_attention": {"rope_type": "default", "rope_theta": 1e4}}, "rope_theta: needed"),
-    ],
-)
-def test_targets_that_cannot_be_drafted_for(rope, message):
-    target = Qwen3Config(num_hidden_layers=6)
-    target.rope_parameters = rope
-    with pytest.raises(ConfigError, match=message):
-        DFlashConfig.from_target(
-            target, block_size=4, num_hidden_layers=1, num_taps=1, mask_token_id=5
-        )

@@ -1,16 +1,16 @@
 """The picture of a label audit: how long the answers of every source are."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 from evaluation.labels import histogram
 
 
-def plot_lengths(path: Path, lengths: Mapping[str, Sequence[int]], unit: str) -> None:
+def plot_lengths(file: BinaryIO, lengths: Mapping[str, Sequence[int]], unit: str) -> None:
     """Draw a histogram per source, below one another with one axis of lengths.
 
     Args:
-        path: the PNG.
+        file: where the PNG goes.
         lengths: of the answers, by source.
         unit: what they are measured in.
     """
@@ -25,4 +25,4 @@ def plot_lengths(path: Path, lengths: Mapping[str, Sequence[int]], unit: str) ->
         axis.set_title(f"{source}: {len(values)} answers", fontsize="medium", loc="left")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel(f"length in {unit}")
-    figure.savefig(path, dpi=150)
+    figure.savefig(file, format="png", dpi=150)

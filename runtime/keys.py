@@ -91,7 +91,7 @@ def _is_texts(value: Any) -> bool:
     return _is_names([value]) or (_is_names(value) and value != [])
 
 
-def _is_files(value: Any) -> bool:
+def _is_named_files(value: Any) -> bool:
     """{NAME: FILE, ...}"""
     return (
         isinstance(value, dict)
@@ -103,6 +103,19 @@ def _is_files(value: Any) -> bool:
 def _is_values(value: Any) -> bool:
     """{KEY: VALUE}, or the same as a text, KEY=VALUE with commas."""
     return (isinstance(value, dict) and value != {}) or (isinstance(value, str) and "=" in value)
+
+
+def _is_files(value: Any) -> bool:
+    """A path or glob, or a list of them, which may be empty."""
+    return _is_names([value]) or _is_names(value)
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_integer(n) and n >= 0 for n in value.values())
+
+
+def _is_groups(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_texts, value.values()))
 
 
 def _is_widths(value: Any) -> bool:
@@ -137,7 +150,7 @@ KEYS: tuple[Key, ...] = (
     _text("mode.x", nullable=True, optional=True),
     Key("mode.ignore", _is_names, "a list of keys", optional=True),
     # acceptance of drafts
-    Key("mode.prompts", _is_files, "{BENCHMARK: FILE, ...}", optional=True),
+    Key("mode.prompts", _is_named_files, "{BENCHMARK: FILE, ...}", optional=True),
     _text("mode.draft", **_OPTIONAL, **_NULLABLE),
     _text("mode.reference_draft", **_OPTIONAL, **_NULLABLE),
     _text("mode.reference_run", **_OPTIONAL, **_NULLABLE),
@@ -146,7 +159,6 @@ KEYS: tuple[Key, ...] = (
     _integer("mode.max_new_tokens", 1, **_OPTIONAL),
     _flag("mode.thinking", **_OPTIONAL),
     _integer("mode.batch_size", 1, **_OPTIONAL),
-    _integer("mode.limit", 1, **_OPTIONAL, **_NULLABLE),
     _integer("mode.timed_prompts", 0, **_OPTIONAL),
     _integer("mode.resamples", 2, **_OPTIONAL),
     Key("mode.remarks", _is_names, "a list of sentences", optional=True),
@@ -157,6 +169,23 @@ KEYS: tuple[Key, ...] = (
         nullable=True,
         optional=True,
     ),
+    Key("mode.input", _is_texts, "a .jsonl file, a glob or a list of them", optional=True),
+    Key("mode.against", _is_files, "a .jsonl file, a glob or a list of them", optional=True),
+    Key("mode.anchor_input", _is_files, "a .jsonl file, a glob or a list of them", optional=True),
+    _text("mode.output", **_OPTIONAL),
+    _flag("mode.within", **_OPTIONAL),
+    _integer("mode.ngram", 1, **_OPTIONAL),
+    _integer("mode.least_characters", 1, **_OPTIONAL),
+    Key("mode.item_fields", _is_names, "a list of fields", optional=True),
+    Key("mode.row_fields", _is_names, "a list of fields", optional=True),
+    Key("mode.counts", _is_counts, "{GROUP: ROWS, ...}", optional=True),
+    Key("mode.anchors", _is_counts, "{GROUP: ROWS, ...}", optional=True),
+    Key("mode.groups", _is_groups, "{GROUP: [PATTERN, ...], ...}", optional=True),
+    _integer("mode.max_per_prompt", 1, **_OPTIONAL),
+    _flag("mode.repeat", **_OPTIONAL),
+    _number("mode.language_share", "[0, 1]", **_OPTIONAL),
+    _integer("mode.limit", 1, **_OPTIONAL, **_NULLABLE),
+    _integer("mode.seed", 0, **_OPTIONAL),
     _text("paths.run_dir"),
     # algorithm
     _text("algo.name"),

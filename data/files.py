@@ -158,7 +158,7 @@ def file_type(path: Path) -> str:
 
 def _require_readable(path: Path, types: Sequence[str]) -> None:
     if file_type(path) not in types:
-        allowed = " and ".join([", ".join(types[:-1]), types[-1]])
+        allowed = " and ".join(filter(None, [", ".join(types[:-1]), types[-1]]))
         raise DataError(f"{path}: unknown type; allowed are {allowed}, plain or .gz")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")

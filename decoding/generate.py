@@ -52,6 +52,7 @@ class GenerationResult:
             server did not tell.
         logprobs: of every token, in nats, under the model's own distribution (temperature 1,
             nothing cut off); None if not asked for.
+        num_tokens: length of the answer; 0 where a server did not tell.
         finish: "stop" at a stop token, "length" at the limit.
         error: what went wrong; then the rest is empty.
         retokenised: `token_ids` were made from the text, and may differ from those the model wrote.
@@ -61,6 +62,7 @@ class GenerationResult:
     text: str = ""
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    num_tokens: int = 0
     finish: str = ""
     error: str | None = None
     retokenised: bool = False

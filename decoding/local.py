@@ -76,17 +76,17 @@ class LocalGenerator:
         prefill_tokens: int = 2048,
         device: str | None = None,
     ) -> None:
-        kinds = set(getattr(target.model.config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
+        kinds = set(getattr(target.model.config, "layer_types", None) or ()) - {"full_attention"}
+        if kinds:
             raise DataError(
-                f"model={target.name}: has layers of"
-                f" {', '.join(sorted(kinds - {'full_attention'}))}; the local backend takes"
-                " full_attention only, use a server"
+                f"model={target.name}: has layers of {', '.join(sorted(kinds))}; the local backend"
+                " takes full_attention only, use a server"
             )
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = target.model.to(self.device)
+        self.model = target.model
+        torch.nn.Module.to(self.model, self.device)
         self.stop_ids = frozenset(settings.stop_ids or target.stop_ids)
         use_fastest_exact_matmul()
 
@@ -217,8 +217,9 @@ class LocalGenerator:
     def _result(self, row: _Row, finish: str) -> GenerationResult:
         return GenerationResult(
             id=row.id,
-            text=self.target.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            text=str(self.target.tokenizer.decode(row.tokens, skip_special_tokens=True)),
             token_ids=row.tokens,
             logprobs=row.logprobs if self.settings.logprobs else None,
+            num_tokens=len(row.tokens),
             finish=finish,
         )

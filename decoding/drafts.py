@@ -8,6 +8,7 @@ Legend: B sequences, C new tokens, E taps side by side, K drafted tokens, Q slot
 D hidden size.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -192,15 +193,26 @@ class OracleDraft:
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> "OracleState":
         """Look the answers up."""
-        known = [list(self.answers[tuple(prompt)]) for prompt in prompts]
-        return OracleState(self, known, [-len(prompt) for prompt in prompts])
+        return OracleState(
+            self,
+            [list(self.answers[tuple(prompt)]) for prompt in prompts],
+            [zlib.crc32(str(list(prompt)).encode()) for prompt in prompts],
+            [-len(prompt) for prompt in prompts],
+        )
 
 
 class OracleState:
-    """The answers of some sequences, and the place of each one's anchor in its answer."""
+    """Answers of some sequences, a number for each prompt, each anchor's place in its answer."""
 
-    def __init__(self, draft: OracleDraft, answers: list[list[int]], places: list[int]) -> None:
-        self._draft, self._answers, self._places = draft, answers, places
+    def __init__(
+        self,
+        draft: OracleDraft,
+        answers: list[list[int]],
+        numbers: list[int],
+        places: list[int],
+    ) -> None:
+        self._draft, self._answers = draft, answers
+        self._numbers, self._places = numbers, places
 
     def extend(self, taps_BCE: Float[Tensor, "B C E"] | None, counts: Sequence[int]) -> None:
         """The anchor is as many tokens further on."""
@@ -208,21 +220,26 @@ class OracleState:
 
     def propose(self, anchor_B: Int[Tensor, " B"]) -> Float[Tensor, "B K V"]:
         """All probability on one token."""
-        count, vocabulary = self._draft.drafted, self._draft.vocabulary
+        draft, count = self._draft, self._draft.drafted
         rows = [
             (answer[place + 1 : place + 1 + count] + [0] * count)[:count]
             for answer, place in zip(self._answers, self._places, strict=True)
         ]
-        tokens_BK = torch.tensor(rows, device=anchor_B.device)
-        key = (_ERRORS, self._draft.seed)
-        where_B = torch.tensor(self._places)
-        wrong_BK = keyed_uniform(key, where_B, count).to(anchor_B.device) < self._draft.error_rate
-        tokens_BK = torch.where(wrong_BK, (tokens_BK + 1) % vocabulary, tokens_BK)
-        return F.one_hot(tokens_BK, vocabulary).float().log()
+        # One counter per prompt and place: 32 bits of the one before 20 bits of the other.
+        counters = [
+            (number << 20) + place
+            for number, place in zip(self._numbers, self._places, strict=True)
+        ]
+        uniform_BK = keyed_uniform((_ERRORS, draft.seed), torch.tensor(counters), count)
+        tokens_BK = torch.tensor(rows, dtype=torch.long).view(len(rows), count)
+        wrong_BK = (tokens_BK + 1) % draft.vocabulary
+        tokens_BK = torch.where(uniform_BK < draft.error_rate, wrong_BK, tokens_BK)
+        return F.one_hot(tokens_BK.to(anchor_B.device), draft.vocabulary).float().log()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget the others."""
         self._answers = [self._answers[row] for row in rows]
+        self._numbers = [self._numbers[row] for row in rows]
         self._places = [self._places[row] for row in rows]
 
 

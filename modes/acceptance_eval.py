@@ -27,6 +27,7 @@ from evaluation.speedup import Speedup, measure_speedup, time_prompts
 from models.causal import CausalTarget
 from models.dflash import DFlashNetwork
 from models.dflash_folder import load_draft
+from models.shared_target import open_target
 from modes.sample_eval import sampling_device
 from runtime.checkpoint import provenance
 from runtime.config import instantiate
@@ -209,12 +210,12 @@ def build_target(cfg: DictConfig) -> CausalTarget:
     Raises:
         ConfigError: `model` is a network of another kind.
     """
-    if "_target_" not in cfg.model:
+    if cfg.model.get("kind") != "target":
         raise ConfigError(
             f"model={cfg.model.get('name')}: is no target of a draft; allowed: tiny_causal,"
             " smollm2, qwen3_0p6b, qwen3_4b"
         )
-    return cast(CausalTarget, instantiate(cfg.model))
+    return open_target(cast(dict, OmegaConf.to_container(cfg.model, resolve=True)))
 
 
 def draft_files(folder: Path) -> list[Path]:

@@ -95,6 +95,8 @@ class Algorithm(L.LightningModule):
 
     # The forward process of a masked diffusion; None where nothing is masked.
     process: MaskingProcess | None = None
+    # Whether it gives text a likelihood of its own, which token frequencies can be compared with.
+    models_text = True
 
     def __init__(self, config: dict | DictConfig, tokenizer: dict) -> None:
         super().__init__()

@@ -75,6 +75,8 @@ class TargetReading(NamedTuple):
 class DFlashDraft(Algorithm):
     """Trains a draft for the target that `config["model"]` describes."""
 
+    models_text = False
+
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
         algo = self.config["algo"]

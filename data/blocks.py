@@ -23,6 +23,7 @@ class PackingReport:
     """What became of the documents: everything that is not in a row is counted here.
 
     `unanswered_documents` are conversations whose prompt alone fills a row; they are left out.
+    `documents_with_mask` are conversations in which the mask token occurs as text.
 
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
     `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
@@ -39,6 +40,7 @@ class PackingReport:
     truncated_documents: int = 0
     truncated_tokens: int = 0
     unanswered_documents: int = 0
+    documents_with_mask: int = 0
     tokens_of_words: int = 0
     tokens_without_word: int = 0
     tokens_of_several_words: int = 0

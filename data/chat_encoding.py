@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.blocks import FEATURE_DTYPE, IDS, RESPONSE, PackingReport, TokenBatch
 from data.chat import Message
-from data.encoding import next_batch, require_no_mask
+from data.encoding import next_batch
 from data.errors import DataError
 from data.source import Document
 from data.tokenization import SpecialIds
@@ -42,7 +42,6 @@ class ChatEncoder:
         """
         iterator = iter(documents)
         while batch := next_batch(iterator):
-            first = report.documents
             parts = [self._encode(row, tokenizer, special) for row in batch]
             flags = [
                 np.repeat(np.array([0, 1], FEATURE_DTYPE), [len(prompt), len(answer)])
@@ -52,9 +51,9 @@ class ChatEncoder:
             lengths = np.array([len(flag) for flag in flags])
             report.documents += len(batch)
             report.tokens += int(lengths.sum())
-            encoded = TokenBatch({IDS: ids, RESPONSE: np.concatenate(flags)}, lengths)
-            require_no_mask(encoded, special, first)
-            yield encoded
+            # Nothing is hidden in an answer, so the token stands for itself.
+            report.documents_with_mask += sum(special.mask in np.concatenate(p) for p in parts)
+            yield TokenBatch({IDS: ids, RESPONSE: np.concatenate(flags)}, lengths)
 
     def _encode(
         self, row: Document, tokenizer: PreTrainedTokenizerFast, special: SpecialIds

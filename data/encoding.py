@@ -39,7 +39,7 @@ def encode_documents(
         report.documents += len(batch)
         report.tokens += int(encoded.lengths.sum())
         report.empty_documents += int((encoded.lengths == 0).sum())
-        require_no_mask(encoded, special, first)
+        _require_no_mask(encoded, special, first)
         if tokenizer.unk_token_id is not None:
             report.unknown_tokens += int((encoded.columns[IDS] == tokenizer.unk_token_id).sum())
         kept = encoded.lengths[encoded.lengths > 0]
@@ -154,7 +154,7 @@ def _word_of_tokens(
     return word_of_token
 
 
-def require_no_mask(encoded: TokenBatch, special: SpecialIds, first: int) -> None:
+def _require_no_mask(encoded: TokenBatch, special: SpecialIds, first: int) -> None:
     """The mask token in clean text would read as noise to every objective."""
     places = np.flatnonzero(encoded.columns[IDS] == special.mask)
     if len(places):

@@ -60,12 +60,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.counts:
             raise DataError("mode.counts={}: allowed: {GROUP: ROWS, ...}")
-        for group in (*self.groups, *self.anchors):
-            if group not in self.counts:
-                allowed = ", ".join(self.counts)
-                raise DataError(
-                    f"{group}: has no count; allowed: groups of mode.counts ({allowed})"
-                )
+        allowed = ", ".join(self.counts)
+        for key, names in (("groups", self.groups), ("anchors", self.anchors)):
+            for group in names:
+                if group not in self.counts:
+                    raise DataError(
+                        f"mode.{key}.{group}: has no count in mode.counts; allowed: {allowed}"
+                    )
         for group, count in self.anchors.items():
             if count > self.counts[group]:
                 raise DataError(

@@ -37,7 +37,7 @@ class OverlapRule:
         ngram: words of a shared run.
         least_characters: letters and digits of an item's part that may count as contained.
         item_fields: fields of an evaluation item looked for beside its question, where present:
-            a text, or a list of texts.
+            texts, or lists of them.
         row_fields: fields of a row looked at beside its prompt, where present.
     """
 
@@ -177,6 +177,7 @@ def _item_texts(row: Row, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
     else:
         for text in _user_turns(row):
             yield QUESTION, text
+    # The first of them is in the messages.
     for text in _texts(row.get("turns"))[1:]:
         yield QUESTION, text
     for name in fields:
@@ -197,7 +198,10 @@ def _user_turns(row: Row) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """A text, or the texts of a list; anything else has none."""
-    if isinstance(value, str):
-        return [value]
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+    """All texts of a field, also of lists and dicts; a number is one, null is none."""
+    if value is None or isinstance(value, str):
+        return [value] if value is not None else []
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [text for part in parts for text in _texts(part)]
+    return [str(value)]

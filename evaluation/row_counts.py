@@ -8,6 +8,11 @@ from evaluation.tables import text_table
 Counts = Mapping[str, Any]
 
 
+def place(folder: str, manifest: Counts) -> str:
+    """The folder of a tool's outputs, and whether they were there before."""
+    return f"{folder} (as it was: nothing has changed)" if manifest["reused"] else folder
+
+
 def counts_table(title: str, counts: Counts) -> str:
     """A line per source: rows in, removed by reason, out; then the sums.
 

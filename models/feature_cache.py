@@ -201,14 +201,14 @@ def _path(folder: Path, split: str, name: str) -> Path:
 
 def _open_arrays(
     folder: Path, split: str, sizes: Sizes, dtype: str, mode: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.memmap]:
     kind = DTYPES[dtype][1]
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
         "taps": (kind, (sizes.tokens, sizes.taps)),
         "expected": (kind, (sizes.tokens, sizes.features)),
         "entropy": (np.float32, (sizes.tokens,)),
     }
-    arrays = {}
+    arrays: dict[str, np.memmap] = {}
     for name, (form, shape) in shapes.items():
         path = _path(folder, split, f"{name}.bin")
         wanted = int(np.prod(shape)) * np.dtype(form).itemsize

@@ -22,7 +22,7 @@ def open_target(model: Mapping[str, Any]) -> CausalTarget:
 
 @lru_cache(maxsize=1)
 def _open(model: str) -> CausalTarget:
-    section = {key: value for key, value in json.loads(model).items() if key != "kind"}
+    section = json.loads(model)
     target = instantiate(section)
     if not isinstance(target, CausalTarget):
         raise ConfigError(f"model={section.get('name')}: not a target to draft for")

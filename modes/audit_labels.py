@@ -18,6 +18,7 @@ from evaluation.labels import (
     unit_of,
 )
 from evaluation.labels_plot import plot_lengths
+from evaluation.row_counts import place
 from evaluation.tables import Cell, text_table
 from runtime.checkpoint import provenance
 from runtime.config import instantiate
@@ -39,6 +40,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     with counting("looking at answers", "rows") as tick:
         manifest = audit(cfg, tick)
     figures = json.loads((Path(mode.output) / FIGURES).read_text())
+    print(place(mode.output, manifest))
     print(table(figures["sources"], figures["unit"]))
     write_provenance(Path(cfg.paths.run_dir), provenance(cfg, manifest["key"]))
     return metrics_of(figures["sources"]) | {"reused": float(manifest["reused"])}
@@ -86,9 +88,9 @@ def table(sources: dict[str, Any], unit: str) -> str:
               *(f"{name} %" for name in RATES), "LaTeX marks", "empty", "languages"]  # fmt: skip
     lines: list[list[Cell]] = [
         [
-            name, line["rows"], round(line["mean"], 1), *(round(line[q]) for q in
+            name, line["rows"], f"{line['mean']:.1f}", *(round(line[q]) for q in
             ("p10", "median", "p90")), line["max"], *(percent(line[rate]) for rate in RATES),
-            round(line["latex_per_answer"], 1), line["empty"], _languages(line["languages"]),
+            f"{line['latex_per_answer']:.1f}", line["empty"], _languages(line["languages"]),
         ]
         for name, line in sources.items()
     ]  # fmt: skip
@@ -105,5 +107,5 @@ def percent(rate: dict[str, Any]) -> str:
 
 def _languages(counts: dict[str, int]) -> str:
     total = sum(counts.values())
-    shown = [f"{name} {100 * count / total:.0f} %" for name, count in list(counts.items())[:3]]
+    shown = [f"{name} {100 * count / total:.1f} %" for name, count in list(counts.items())[:3]]
     return ", ".join(shown) or "-"

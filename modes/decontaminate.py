@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from data.decontaminate import AGAINST, INPUT, decontaminate
 from data.manifest import row_files
 from data.overlap import KINDS, OverlapRule
-from evaluation.row_counts import count_metrics, counts_table
+from evaluation.row_counts import count_metrics, counts_table, place
 from evaluation.tables import text_table
 from runtime.checkpoint import provenance
 from runtime.progress import counting
@@ -33,7 +33,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     sets = manifest["sets"]
     lines = [[name, *(line[column] for column in SET_COLUMNS)] for name, line in sets.items()]
     print(text_table(["evaluation set", *SET_COLUMNS], lines))
-    print(counts_table(f"{mode.output}", manifest["rows"]))
+    print(counts_table(place(mode.output, manifest), manifest["rows"]))
     write_provenance(Path(cfg.paths.run_dir), provenance(cfg, manifest["key"]))
     hit = {f"{name}/{column}": line[column] for name, line in sets.items() for column in line}
     return count_metrics(manifest["rows"]) | hit | {"reused": float(manifest["reused"])}

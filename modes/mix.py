@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.manifest import row_files
 from data.mixing import ANCHOR_INPUT, INPUT, Recipe, mix
-from evaluation.row_counts import count_metrics, counts_table
+from evaluation.row_counts import count_metrics, counts_table, place
 from evaluation.tables import text_table
 from runtime.checkpoint import provenance
 from runtime.progress import counting
@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         manifest = mix(Path(mode.output), rows, anchors, recipe, tick)
     groups = manifest["mix"]
     lines = [[name, *(line[column] for column in COLUMNS)] for name, line in groups.items()]
-    print(text_table([f"{mode.output}", *COLUMNS], lines))
+    print(text_table([place(mode.output, manifest), *COLUMNS], lines))
     print(counts_table(INPUT, manifest["rows"]))
     if anchors:
         print(counts_table(ANCHOR_INPUT, manifest["anchor_rows"]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from data.prompt_sets import PromptSet, write_prompts
-from evaluation.row_counts import count_metrics, counts_table
+from evaluation.row_counts import count_metrics, counts_table, place
 from runtime.checkpoint import provenance
 from runtime.config import ROOT, instantiate
 from runtime.errors import ConfigError
@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
             Path(cfg.mode.output), prompts, cfg.mode.limit, cfg.mode.seed, tick
         )
     found = manifest["prompts"]
-    print(counts_table(f"{cfg.mode.output}", manifest["rows"]))
+    print(counts_table(place(cfg.mode.output, manifest), manifest["rows"]))
     if found["expected"] not in (None, found["found"]):
         print(f"{prompts.name}: {found['found']} rows; the complete set has {found['expected']}")
     write_provenance(Path(cfg.paths.run_dir), provenance(cfg, manifest["key"]))

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from data.manifest import row_files
 from data.near import NearRule
 from data.subtract import AGAINST, INPUT, subtract
-from evaluation.row_counts import count_metrics, counts_table
+from evaluation.row_counts import count_metrics, counts_table, place
 from runtime.checkpoint import provenance
 from runtime.config import instantiate
 from runtime.errors import ConfigError
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     rule: NearRule | None = instantiate(mode.near) if mode.near is not None else None
     with counting("subtracting", "rows") as tick:
         manifest = subtract(Path(mode.output), rows, against, rule, mode.within, tick)
-    print(counts_table(f"{mode.output}", manifest["rows"]))
+    print(counts_table(place(mode.output, manifest), manifest["rows"]))
     write_provenance(Path(cfg.paths.run_dir), provenance(cfg, manifest["key"]))
     seen = {f"against/{name}": count for name, count in manifest["against"].items()}
     return count_metrics(manifest["rows"]) | seen | {"reused": float(manifest["reused"])}

@@ -40,8 +40,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
         # Says in one line what is wrong with a bad file.
         check_resumable(read_checkpoint(checkpoint), checkpoint)
     data = LanguageData(cfg)
-    metrics = fit(cfg, build_algorithm(cfg, data), data, checkpoint)
-    metrics |= data.unigram_metrics("validation")  # what a model has to beat
+    algorithm = build_algorithm(cfg, data)
+    metrics = fit(cfg, algorithm, data, checkpoint)
+    if algorithm.models_text:
+        metrics |= data.unigram_metrics("validation")  # what a model has to beat
     return metrics
 
 

@@ -179,8 +179,8 @@ KEYS: tuple[Key, ...] = (
     Key("mode.item_fields", _is_names, "a list of fields", optional=True),
     Key("mode.row_fields", _is_names, "a list of fields", optional=True),
     Key("mode.counts", _is_counts, "{GROUP: ROWS, ...}", optional=True),
-    Key("mode.anchors", _is_counts, "{GROUP: ROWS, ...}", optional=True),
-    Key("mode.groups", _is_groups, "{GROUP: [PATTERN, ...], ...}", optional=True),
+    Key("mode.anchors", _is_counts, "{GROUP: ROWS, ...}", nullable=True, optional=True),
+    Key("mode.groups", _is_groups, "{GROUP: [PATTERN, ...], ...}", nullable=True, optional=True),
     _integer("mode.max_per_prompt", 1, **_OPTIONAL),
     _flag("mode.repeat", **_OPTIONAL),
     _number("mode.language_share", "[0, 1]", **_OPTIONAL),
@@ -222,7 +222,6 @@ KEYS: tuple[Key, ...] = (
     _flag("masking.reverse", **_OPTIONAL),
     _choice("masking.target", "loss", "schedule", **_OPTIONAL),
     # model
-    _choice("model.kind", "target", **_OPTIONAL),
     _integer("model.hidden_size", 1, **_OPTIONAL),
     _integer("model.n_blocks", 1, **_OPTIONAL),
     _integer("model.n_heads", 1, **_OPTIONAL),

@@ -95,7 +95,8 @@ def show(value: Any) -> str:
 def _check_model(cfg: DictConfig) -> None:
     """A network of its own, or a frozen target: as the mode says, or else the algorithm."""
     wanted = value_of(cfg, "mode.model_kind", value_of(cfg, "algo.model_kind", "network"))
-    found = value_of(cfg, "model.kind", "network")
+    # Every target says which token stands for the unknown in its drafts' blocks.
+    found = "target" if "mask_token" in cfg.model else "network"
     if wanted not in (found, "any"):
         kinds = {
             "network": "model=nano, tiny, small, medium, ...",

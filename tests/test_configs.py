@@ -88,7 +88,7 @@ def test_targets_exist_and_take_the_options(group, option, ckpt):
         if key.split(".")[0] in ("algo", "mode"):
             continue  # these get the whole configuration
         parameters = inspect.signature(found).parameters
-        given = {name for name in node if not name.startswith("_")} - {"name", "kind"}
+        given = {name for name in node if not name.startswith("_")} - {"name"}
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         assert takes_all or given <= set(parameters), key
 

@@ -31,6 +31,7 @@ LIBRARIES = {
         "tokenizers",
         "huggingface_hub",
         "safetensors",
+        "numpy",
     },
 }
 FILES = sorted(

@@ -210,7 +210,7 @@ def build_target(cfg: DictConfig) -> CausalTarget:
     Raises:
         ConfigError: `model` is a network of another kind.
     """
-    if cfg.model.get("kind") != "target":
+    if "mask_token" not in cfg.model:
         raise ConfigError(
             f"model={cfg.model.get('name')}: is no target of a draft; allowed: tiny_causal,"
             " smollm2, qwen3_0p6b, qwen3_4b"

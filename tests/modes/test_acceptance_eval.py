@@ -16,6 +16,7 @@ from models.tiny_causal import tiny_causal
 from modes import acceptance_eval, acceptance_table
 from runtime.errors import ConfigError
 from runtime.run import load_summary
+from tests.draft_runs import answered_rows, fit
 from tests.runs import call_main
 from tests.support import compose_config
 
@@ -292,3 +293,20 @@ def test_the_command_line(files):
     summary = load_summary(files / "cli")
     assert summary["status"] == "done" and summary["metrics"]["tau/one"] >= 1
     assert load_draft(files / "draft").config.block_size == 6
+
+
+def test_a_trained_checkpoint_is_opened_with_its_target(tmp_path):
+    """What mode=train wrote is measured, and drafts its target's answers better than chance."""
+    fit(tmp_path, tmp_path / "train", "trainer.max_steps=60", "trainer.val_check_interval=60")
+    rows = [json.loads(line) for line in answered_rows(tmp_path).read_text().splitlines()]
+    kept = [{key: row[key] for key in ("id", "source", "messages")} for row in rows[:6]]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    cfg = compose_config(
+        "mode=acceptance_eval", f"eval.checkpoint_path={tmp_path}/train/checkpoints/last.ckpt",
+        f"mode.prompts={{seen: {tmp_path}/p.jsonl}}", "mode.max_new_tokens=24", "trainer=cpu",
+        "mode.timed_prompts=1", run_dir=tmp_path / "out",
+    )  # fmt: skip
+    metrics = acceptance_eval.run(cfg)
+    assert 1.05 < metrics["tau/seen"] <= 4 and metrics["speedup_different/seen"] == 0
+    said = {row["id"]: row["response"] for row in rows}
+    assert all(row["text"] == said[row["id"]] for row in rows_of(tmp_path / "out"))

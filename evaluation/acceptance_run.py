@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from data.chat import messages_of
+from data.chat import messages_of, read_chat
 from data.errors import DataError
+from data.fingerprint import fingerprint
 from evaluation.acceptance import Acceptance, Answer, measure, read_answer
 from evaluation.acceptance_log import Row, RowLog
 from evaluation.acceptance_table import DraftRun
@@ -25,6 +26,37 @@ ROWS, FAILED = "acceptance.jsonl", "failed.jsonl"
 Prompts = dict[str, list[Row]]
 # Description, unit and total of something long; gives what is called with the number just done.
 Progress = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def read_prompts(files: Mapping[str, str], limit: int | None) -> Prompts:
+    """The rows of every benchmark's file, the first `limit` of each.
+
+    Raises:
+        DataError: no rows, or an id that occurs twice in a file.
+    """
+    prompts: Prompts = {}
+    for benchmark, file in files.items():
+        rows = list(read_chat(Path(file).expanduser()))
+        seen: set[str] = set()
+        for row in rows:
+            if row["id"] in seen:
+                raise DataError(f"{file}: id {row['id']!r} occurs twice")
+            seen.add(row["id"])
+            conversation_turns(row)
+        if not rows:
+            raise DataError(f"{file}: no prompts")
+        prompts[benchmark] = rows[:limit]
+    return prompts
+
+
+def prompt_conditions(prompts: Prompts) -> dict[str, Any]:
+    """The identity of every benchmark's prompts, in any order."""
+    return {
+        f"prompts.{name}": fingerprint(
+            sorted([row["id"], messages_of(row), row.get("turns")] for row in rows)
+        )
+        for name, rows in prompts.items()
+    }
 
 
 def answer_all(

@@ -14,15 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from algorithm import open_checkpoint
-from data.chat import messages_of, read_chat
-from data.errors import DataError
+from data.chat import messages_of
 from data.fingerprint import files_fingerprint, fingerprint
 from decoding.drafts import NetworkDraft
 from evaluation.acceptance import Acceptance
 from evaluation.acceptance_report import write_report
-from evaluation.acceptance_run import Prompts, answer_all, draft_run
+from evaluation.acceptance_run import (
+    Prompts,
+    answer_all,
+    draft_run,
+    prompt_conditions,
+    read_prompts,
+)
 from evaluation.acceptance_table import AcceptanceTable, acceptance_table
-from evaluation.answering import Answerer, LocalAnswerer, Question, conversation_turns
+from evaluation.answering import Answerer, LocalAnswerer, Question
 from evaluation.speedup import Speedup, measure_speedup, time_prompts
 from models.causal import CausalTarget
 from models.dflash import DFlashNetwork
@@ -108,37 +113,6 @@ def run(cfg: DictConfig) -> dict[str, float]:
     text = write_report(run_dir, label, found, speedup, len(failures), table)
     print(text)
     return metrics_of(found, speedup, len(failures))
-
-
-def read_prompts(files: Mapping[str, str], limit: int | None) -> Prompts:
-    """The rows of every benchmark's file, the first `limit` of each.
-
-    Raises:
-        DataError: no rows, or an id that occurs twice in a file.
-    """
-    prompts: Prompts = {}
-    for benchmark, file in files.items():
-        rows = list(read_chat(Path(file).expanduser()))
-        seen: set[str] = set()
-        for row in rows:
-            if row["id"] in seen:
-                raise DataError(f"{file}: id {row['id']!r} occurs twice")
-            seen.add(row["id"])
-            conversation_turns(row)
-        if not rows:
-            raise DataError(f"{file}: no prompts")
-        prompts[benchmark] = rows[:limit]
-    return prompts
-
-
-def prompt_conditions(prompts: Prompts) -> dict[str, Any]:
-    """The identity of every benchmark's prompts, in any order."""
-    return {
-        f"prompts.{name}": fingerprint(
-            sorted([row["id"], messages_of(row), row.get("turns")] for row in rows)
-        )
-        for name, rows in prompts.items()
-    }
 
 
 def build(cfg: DictConfig) -> tuple[Measured, DictConfig]:

@@ -35,7 +35,7 @@ class ClipSearch(L.Callback):
     step, so a search that is cut short and repeated after resuming finds the same.
 
     Args:
-        widths: widths of the intervals (`algo.clip_search_widths`); none: no search.
+        widths: widths of the intervals (`algo.clip_search_widths`); None or none of them: no search.
         enabled: `algo.var_min`.
         fix: measure, but leave the interval as it is (`algo.fix_clipping`).
         delta: distance between intervals of equal width.
@@ -51,7 +51,7 @@ class ClipSearch(L.Callback):
 
     def __init__(
         self,
-        widths: Sequence[float],
+        widths: Sequence[float] | None,
         enabled: bool = True,
         fix: bool = False,
         delta: float = 0.05,
@@ -66,7 +66,7 @@ class ClipSearch(L.Callback):
         for key, value in {"draws": draws, "num_rows": num_rows}.items():
             if value < 1:
                 raise ConfigError(f"callbacks.clip_search.{key}={value}: allowed 1 or more")
-        self.widths, self.delta = list(widths), delta
+        self.widths, self.delta = list(widths or ()), delta
         self.enabled = enabled and bool(self.widths)
         self.fix, self.method, self.draws, self.num_rows = fix, method, draws, num_rows
         self.intervals: list[Interval] = []

@@ -22,6 +22,7 @@ NEEDED = {
     "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
+    "export_draft": ["eval.checkpoint_path={ckpt}"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],

@@ -13,8 +13,8 @@ from callbacks.metrics_csv import read_metrics
 from data.errors import DataError
 from dataloader import LanguageData
 from draft import DFlashDraft, accepted_tokens
-from models.dflash_folder import write_draft
-from modes import cache_features, train
+from models.dflash_folder import load_draft, write_draft
+from modes import cache_features, export_draft, train
 from objectives.acceptance import expected_accepted_length
 from objectives.draft_losses import cross_entropy, forward_kl, kd_loss
 from runtime.errors import CheckpointError, ConfigError, Interrupted
@@ -235,6 +235,23 @@ def test_warm_starts_take_the_weights_and_nothing_else(folder, tmp_path):
     assert metrics["steps"] == 8
 
 
+def test_what_is_exported_is_what_was_trained(folder, tmp_path):
+    fit(folder, tmp_path / "run", "training.ema=0")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    cfg = compose_config(
+        "mode=export_draft", f"eval.checkpoint_path={checkpoint}", "mode.dtype=float32",
+        f"mode.folder={tmp_path}/z", run_dir=tmp_path / "export",
+    )  # fmt: skip
+    assert export_draft.run(cfg)["steps"] == 8
+    exported = load_draft(tmp_path / "z").state_dict()
+    weights = last(tmp_path / "run")["state_dict"]
+    assert {f"network.{name}" for name in exported} == set(weights)
+    assert all(torch.equal(value, weights[f"network.{name}"]) for name, value in exported.items())
+    card = (tmp_path / "z" / "README.md").read_text()
+    assert 'num_speculative_tokens": 3' in card and "| target | tiny_causal (" in card
+    assert "not measured" not in card
+
+
 def test_a_published_folder_is_a_warm_start(folder, tmp_path):
     first, _, _ = build(folder, "seed=5")
     write_draft(tmp_path / "z", first.network.config, first.network.state_dict(), "float32")
@@ -295,9 +312,9 @@ def test_data_without_answers_is_refused(folder, tmp_path):
 
 
 def test_one_conversation_to_a_row_is_a_batch_of_conversations(folder):
-    _, data, batch = build(folder, "data.documents_per_row=1", "model.length=128")
+    _, data, batch = build(folder, "data.documents_per_row=1", "model.length=256")
     assert (batch["segment"].max(-1).values == 0).all()
-    _, packed, _ = build(folder, "model.length=128")
+    _, packed, _ = build(folder, "model.length=256")
     assert len(packed.rows("train")) < len(data.rows("train"))
     assert OmegaConf.select(data.config, "data.documents_per_row") == 1
 

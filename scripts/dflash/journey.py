@@ -52,7 +52,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "small": Size(
-        "dflash_smollm2", ("model=smollm2",), 150, 10, 400, 160,
+        "dflash_smollm2", ("model=smollm2",), 170, 10, 400, 160,
         ((900, 220), (250, 80), (250, 80)), (1200, 500, 500), 128, None, 8,
     ),
     "smoke": Size(
@@ -185,7 +185,9 @@ class Journey:
 
 
 def _listed(paths: list[str]) -> str:
-    return f"[{','.join(paths)}]"
+    """As Hydra reads a list; quoted, because a path may hold any sign."""
+    quoted = (path.replace("'", "\\'") for path in paths)
+    return "[" + ",".join(f"'{path}'" for path in quoted) + "]"
 
 
 def main() -> None:

@@ -91,6 +91,15 @@ def _is_texts(value: Any) -> bool:
     return _is_names([value]) or (_is_names(value) and value != [])
 
 
+def _is_named_files(value: Any) -> bool:
+    """{NAME: FILE, ...}"""
+    return (
+        isinstance(value, dict)
+        and _is_texts(list(map(str, value)))
+        and all(isinstance(file, str) and file for file in value.values())
+    )
+
+
 def _is_values(value: Any) -> bool:
     """{KEY: VALUE}, or the same as a text, KEY=VALUE with commas."""
     return (isinstance(value, dict) and value != {}) or (isinstance(value, str) and "=" in value)
@@ -140,6 +149,26 @@ KEYS: tuple[Key, ...] = (
     Key("mode.reference", _is_values, "{KEY:VALUE,...}", nullable=True, optional=True),
     _text("mode.x", nullable=True, optional=True),
     Key("mode.ignore", _is_names, "a list of keys", optional=True),
+    # acceptance of drafts
+    Key("mode.prompts", _is_named_files, "{BENCHMARK: FILE, ...}", optional=True),
+    _text("mode.draft", **_OPTIONAL, **_NULLABLE),
+    _text("mode.reference_draft", **_OPTIONAL, **_NULLABLE),
+    _text("mode.reference_run", **_OPTIONAL, **_NULLABLE),
+    _text("mode.label", **_OPTIONAL, **_NULLABLE),
+    _integer("mode.block_size", 1, **_OPTIONAL, **_NULLABLE),
+    _integer("mode.max_new_tokens", 1, **_OPTIONAL),
+    _flag("mode.thinking", **_OPTIONAL),
+    _integer("mode.batch_size", 1, **_OPTIONAL),
+    _integer("mode.timed_prompts", 0, **_OPTIONAL),
+    _integer("mode.resamples", 2, **_OPTIONAL),
+    Key("mode.remarks", _is_names, "a list of sentences", optional=True),
+    Key(
+        "mode.server",
+        lambda v: isinstance(v, dict) and "_target_" in v,
+        "a choice of its group, mode/server=NAME",
+        nullable=True,
+        optional=True,
+    ),
     Key("mode.input", _is_texts, "a .jsonl file, a glob or a list of them", optional=True),
     Key("mode.against", _is_files, "a .jsonl file, a glob or a list of them", optional=True),
     Key("mode.anchor_input", _is_files, "a .jsonl file, a glob or a list of them", optional=True),

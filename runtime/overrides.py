@@ -7,7 +7,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 # What a checkpoint is, as opposed to how it is run.
-IDENTITY = ("algo", "model", "data", "noise", "masking", "block_size", "seed", "training")
+IDENTITY = (
+    "algo", "objective", "model", "data", "noise", "masking", "block_size", "seed", "training",
+)  # fmt: skip
 
 
 def checkpoint_config(cfg: DictConfig, stored: dict, keys: Sequence[str]) -> DictConfig:

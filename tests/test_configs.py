@@ -14,6 +14,8 @@ from tests.support import ROOT, compose_config
 
 CONFIGS = ROOT / "configs"
 NEEDED = {
+    "acceptance_eval": ["mode.prompts={{a:b}}"],
+    "acceptance_table": ["mode.runs=somewhere"],
     "audit": ["mode.run=somewhere"],
     "audit_labels": ["mode.input=rows.jsonl"],
     "compare": ["mode.runs=somewhere"],

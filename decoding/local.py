@@ -87,7 +87,8 @@ class LocalGenerator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = target.model
         torch.nn.Module.to(self.model, self.device)
-        self.stop_ids = frozenset(settings.stop_ids or target.stop_ids)
+        stop_ids = target.stop_ids if settings.stop_ids is None else settings.stop_ids
+        self.stop_ids = frozenset(stop_ids)
         use_fastest_exact_matmul()
 
     def identity(self) -> dict[str, Any]:

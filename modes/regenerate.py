@@ -73,7 +73,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     generator: Generator = instantiate(cfg.mode.backend, settings=settings)
     options = options_of(cfg, prompts, generator)
     with exclusive(files.partial, OUTPUT):
-        check_options(files.manifest, options)
+        if files.partial.is_file() and files.partial.stat().st_size:
+            check_options(files.manifest, options)
         write_json(files.manifest, {"status": "running", "options": options})
         with Journal(files.partial) as journal:
             seconds = _answer(prompts, journal, generator, settings.thinking, files.failed)

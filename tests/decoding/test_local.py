@@ -150,6 +150,12 @@ def test_requests_are_read_as_they_are_needed():
     assert len(taken) <= 12
 
 
+def test_without_stop_tokens_every_answer_is_as_long_as_allowed():
+    options = GenerationSettings(max_new_tokens=30, stop_ids=())
+    found = answers(ids(*([n, n + 1] for n in range(10, 60))), options)
+    assert {(result.num_tokens, result.finish) for result in found.values()} == {(30, "length")}
+
+
 def test_nothing_to_answer():
     assert answers([]) == {}
 

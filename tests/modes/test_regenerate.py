@@ -380,3 +380,9 @@ def test_nobody_at_the_address(tmp_path):
     )
     with pytest.raises(ServerError, match="2 requests in a row got no answer, after 0"):
         run(cfg)
+    # Nothing was answered, so there is nothing that other options could be mixed with.
+    with answer_server(tmp_path) as server:
+        cfg = compose_config(
+            *at_server(tmp_path, server, "mode.max_new_tokens=5"), run_dir=tmp_path / "run"
+        )
+        assert run(cfg)["answered"] == 4

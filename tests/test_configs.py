@@ -22,18 +22,19 @@ NEEDED = {
     "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
-<<<<<<< HEAD
     "export_draft": ["eval.checkpoint_path={ckpt}"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
-=======
-    "regenerate": ["mode.input=prompts.jsonl"],
->>>>>>> generation
+    "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
     "subtract": ["mode.input=rows.jsonl"],
     "bd3lm": ["block_size=16"],
     "cache_features": ["algo=dflash", "model=tiny_causal", "algo.feature_cache=somewhere"],
     "dflash": ["model=tiny_causal"],
+    **dict.fromkeys(
+        (f"dflash_m1_{n}{size}" for n in (5, 6, 9) for size in ("", "_smoke")),
+        ["training.from_pretrained={ckpt}"],
+    ),
     "qwen3_0p6b": ["algo=dflash"],
     "qwen3_4b": ["algo=dflash"],
     "smollm2": ["algo=dflash"],

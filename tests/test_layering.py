@@ -22,24 +22,9 @@ BELOW = {
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"main"}
 OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts", "notebooks"}
 # What a layer may use besides our own modules and the standard library; None: anything.
-<<<<<<< HEAD
-LIBRARIES = {
-    "objectives": {"torch", "jaxtyping"},
-    "models": {
-        "torch",
-        "jaxtyping",
-        "transformers",
-        "tokenizers",
-        "huggingface_hub",
-        "safetensors",
-        "numpy",
-    },
-}
-=======
 SMALL = {"torch", "jaxtyping"}
 PRETRAINED = {"transformers", "tokenizers", "safetensors", "huggingface_hub"}
-LIBRARIES = {"objectives": SMALL, "models": SMALL | PRETRAINED}
->>>>>>> generation
+LIBRARIES = {"objectives": SMALL, "models": SMALL | PRETRAINED | {"numpy"}}
 FILES = sorted(
     path.relative_to(ROOT)
     for path in [*ROOT.glob("*.py"), *(p for layer in BELOW for p in (ROOT / layer).rglob("*.py"))]

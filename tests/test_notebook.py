@@ -1,22 +1,38 @@
-"""The notebook runs from its own folder and from the root, and is what its .py twin says."""
+"""The notebooks run from their own folder and from the root, and are what their .py twins say."""
 
 import subprocess
 import sys
 
 import pytest
 
+from tests.draft_runs import fit
+from tests.runs import best
 from tests.support import ROOT, compose_config, environment
 
 jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOKS = ROOT / "notebooks"
+# What a notebook prints, and how many pictures it has.
+EXPECTED = {
+    "look_inside": (("▢", "the original", "nats per token over"), 4),
+    "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
+}
 TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
 LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoints(tmp_path_factory):
+    """What each notebook opens, trained for a few steps."""
+    draft = tmp_path_factory.mktemp("draft")
+    fit(draft, draft / "run")
+    found = {"look_inside": look_inside(tmp_path_factory), "speculative_block": best(draft / "run")}
+    assert sorted(found) == TWINS == sorted(EXPECTED)
+    return found
+
+
+def look_inside(tmp_path_factory):
     """Four steps of the default model, made small, on the data that the notebook shows."""
     from modes import train
 
@@ -33,23 +49,22 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_script_runs_from_the_root(name, checkpoint):
+def test_script_runs_from_the_root(name, checkpoints):
     done = subprocess.run(
         [sys.executable, f"notebooks/{name}.py"],
         cwd=ROOT,
-        env=environment(CHECKPOINT=str(checkpoint), MPLBACKEND="Agg"),
+        env=environment(CHECKPOINT=str(checkpoints[name]), MPLBACKEND="Agg"),
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "▢" in done.stdout and "the original" in done.stdout
-    assert "nats per token over" in done.stdout
+    assert all(text in done.stdout for text in EXPECTED[name][0])
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_notebook_runs_from_its_folder(name, checkpoint, monkeypatch):
-    monkeypatch.setenv("CHECKPOINT", str(checkpoint))
+def test_notebook_runs_from_its_folder(name, checkpoints, monkeypatch):
+    monkeypatch.setenv("CHECKPOINT", str(checkpoints[name]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(NOTEBOOKS / f"{name}.ipynb")
     client = nbclient.NotebookClient(
@@ -62,7 +77,7 @@ def test_notebook_runs_from_its_folder(name, checkpoint, monkeypatch):
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(images) == 4
+    assert len(images) == EXPECTED[name][1]
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -31,10 +31,11 @@ NEEDED = {
     "bd3lm": ["block_size=16"],
     "cache_features": ["algo=dflash", "model=tiny_causal", "algo.feature_cache=somewhere"],
     "dflash": ["model=tiny_causal"],
-    **dict.fromkeys(
-        (f"dflash_m1_{n}{size}" for n in (5, 6, 9) for size in ("", "_smoke")),
-        ["training.from_pretrained={ckpt}"],
-    ),
+    **{
+        f"dflash_m1_{n}{size}": ["training.from_pretrained={ckpt}"]
+        for n in (5, 6, 9)
+        for size in ("", "_smoke")
+    },
     "qwen3_0p6b": ["algo=dflash"],
     "qwen3_4b": ["algo=dflash"],
     "smollm2": ["algo=dflash"],

@@ -221,7 +221,10 @@ def cell(variant: str, name: str, precision: str, device: str, repeats: int) -> 
 
 def run_alone(*arguments: str, threads: int) -> dict:
     """This file again, in a fresh process."""
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    count = str(threads)
+    # Threads that wait sleep, so that CPU seconds count work also on a busy machine.
+    variables = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count,
+                 "OMP_WAIT_POLICY": "PASSIVE"}  # fmt: skip
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:

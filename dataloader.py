@@ -155,6 +155,12 @@ class LanguageData(L.LightningDataModule):
             return self._given_tokenizer
         data = self.config.data
         if data.tokenizer_name_or_path == "target":
+            if "mask_token" not in self.config.model:
+                raise DataError(
+                    f"data.tokenizer_name_or_path=target: model={self.config.model.get('name')} is"
+                    " a network without a tokenizer of its own; allowed: a target (model=smollm2,"
+                    " ...), or another tokenizer"
+                )
             model = cast(dict, OmegaConf.to_container(self.config.model, resolve=True))
             target = open_target(model)
             tokenizer = cast(PreTrainedTokenizerFast, target.tokenizer)

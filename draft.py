@@ -33,12 +33,15 @@ from objectives.anchors import blocks_at, deal_anchors, eligible_anchors, places
 from objectives.fused_acceptance import AcceptanceSums, fused_acceptance_loss, teacher_summary
 from objectives.keyed import keyed_uniform
 from objectives.likelihood import row_sums
+from runtime.checkpoint import read_checkpoint, stored_hyper_parameters
 from runtime.config import instantiate
 from runtime.errors import CheckpointError, ConfigError
 
 _ANCHORS, _VALIDATION_ANCHORS = 0x0A, 0x0B  # streams of keyed numbers
 # On a CPU the number of blocks follows the batch, in steps of this many.
 _BLOCK_BUCKET = 8
+# What a warm start may change of a draft's shape.
+_FREE_TO_CHANGE = {"block_size", "bos_token_id", "eos_token_id", "max_position_embeddings"}
 _CROSS_ENTROPY = AcceptanceObjective(ce_weight=1.0)
 # What is summed over the blocks of a step: see `_statistics`.
 _STATISTICS = (
@@ -83,6 +86,7 @@ class DFlashDraft(Algorithm):
         self.seed = self.config["seed"]
         self.anchors, self.anchors_per_document = algo["anchors"], algo["anchors_per_document"]
         self.objective: AcceptanceObjective = instantiate(self.config["objective"])
+        self._check_cache()
         # The shape travels with the checkpoint, which then opens without its target.
         if algo.get("network") is None:
             algo["network"] = self._shape()
@@ -137,6 +141,22 @@ class DFlashDraft(Algorithm):
             "layers": list(self.network.config.target_layer_ids),
         }
 
+    def _check_cache(self) -> None:
+        folder = self.config["algo"]["feature_cache"]
+        if folder is None:
+            return
+        if self.objective.needs_distribution or self.objective.temperature != 1.0:
+            raise ConfigError(
+                f"algo.feature_cache={folder}: a cache holds neither whole distributions nor those"
+                " at a temperature; allowed: null, or objective.verification=greedy and"
+                " objective.temperature=1"
+            )
+        if self.config["data"].get("streaming"):
+            raise ConfigError(
+                f"algo.feature_cache={folder}: rows of a stream have no number that would find them"
+                " again; allowed: null, or data.streaming=false"
+            )
+
     def _read_cache(self, split: str, batch: dict[str, Tensor], inputs: dict[str, Any]) -> None:
         """Add the target's features and predictions to `inputs`, if they are kept on disk.
 
@@ -145,12 +165,6 @@ class DFlashDraft(Algorithm):
         folder = self.config["algo"]["feature_cache"]
         if folder is None or self.trainer.state.fn != "fit":
             return
-        if self.objective.needs_distribution or self.objective.temperature != 1.0:
-            raise ConfigError(
-                f"algo.feature_cache={folder}: a cache holds neither whole distributions nor those"
-                " at a temperature; allowed: null, or objective.verification=greedy and"
-                " objective.temperature=1"
-            )
         if split not in self._caches:
             identity = self.cache_identity(self.data_fingerprint)
             self._caches[split] = FeatureCache(folder, split, identity)
@@ -174,10 +188,10 @@ class DFlashDraft(Algorithm):
         Raises:
             DataError: the rows do not say what the target has written.
         """
-        if "response" not in batch:
+        if not {"response", "segment"} <= batch.keys():
             raise DataError(
                 f"data={self.config['data']['name']}: rows without answers of a target;"
-                " algo=dflash is trained on data=chat"
+                " algo=dflash is trained on data=chat (with data.join=true)"
             )
         response_BL, segment_BL = batch["response"] == 1, batch["segment"]
         uniform_BL = keyed_uniform(key, row_B, segment_BL.shape[1])
@@ -263,7 +277,10 @@ class DFlashDraft(Algorithm):
         anchor_BN = inputs["anchors"]
         block_BNQ = anchor_BN.new_full((*anchor_BN.shape, config.block_size), config.mask_token_id)
         block_BNQ[..., 0] = ids_BL.gather(1, anchor_BN)
-        embeds_BNQD = torch.nn.functional.embedding(block_BNQ, self.target.embedding_VD)
+        # The target may be in half precision; the draft's weights are not.
+        dtype = self.network.fc.weight.dtype
+        embeds_BNQD = torch.nn.functional.embedding(block_BNQ, self.target.embedding_VD).to(dtype)
+        taps_BLE = taps_BLE.to(dtype)
         layout = self.network.layout(anchor_BN, inputs["exists"], segment_BL, inputs["places"])
         hidden_BNQD = self.network(taps_BLE, embeds_BNQD, layout)
         return hidden_BNQD.flatten(0, 1)[inputs["kept"], config.first_predicting_slot :]
@@ -288,15 +305,13 @@ class DFlashDraft(Algorithm):
             entropy_U=reading.entropy_U,
             teacher_hidden_UD=reading.hidden_UD,
             rows=inputs["slots"],
-            reward_scale=objective.reward_weight,
-            kl_scale=objective.kl_weight / weight_share,
-            ce_scale=objective.ce_weight / weight_share,
+            **objective.scales(self.predicted, weight_share),
         )
 
     def _statistics(self, sums: AcceptanceSums, normaliser: Tensor) -> Tensor:
         """The sums that `_STATISTICS` names, of one micro-batch."""
         accepted = accepted_tokens(sums.hits_NK).sum()
-        kl = sums.ce.new_tensor(float("nan")) if sums.kl is None else sums.kl
+        kl = torch.zeros_like(sums.ce) if sums.kl is None else sums.kl
         values = (
             sums.slots, sums.blocks, sums.weight, normaliser, sums.expected_length, kl, sums.ce,
             accepted, sums.hits_NK[:, 0].sum(),
@@ -316,7 +331,8 @@ class DFlashDraft(Algorithm):
         self.log("train/expected_tau", 1.0 + sums["expected"] / sums["blocks"])
         self.log("train/first_accepted", sums["first"] / sums["blocks"])
         self.log("train/ce", sums["ce"] / sums["slots"])
-        self.log("train/kl", sums["kl"] / sums["slots"])
+        if self.objective.needs_kl:
+            self.log("train/kl", sums["kl"] / sums["slots"])
         self.weight_share = sums["weight"] / sums["normaliser"]
 
     def on_validation_epoch_start(self) -> None:
@@ -356,7 +372,18 @@ class DFlashDraft(Algorithm):
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take over the share of the weights."""
-        self.weight_share = checkpoint.get("weight_share", 1.0)
+        # A tensor, as in an unbroken run: a Python number would be divided by in double precision.
+        self.weight_share = torch.tensor(checkpoint.get("weight_share", 1.0))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every algorithm; the target must be the same, too."""
+        super().on_load_checkpoint(checkpoint)
+        theirs = checkpoint.get("target", {})
+        if theirs.get("fingerprint") not in (None, self.target.fingerprint):
+            raise CheckpointError(
+                f"cannot resume: its target is {theirs['name']} ({theirs['fingerprint']}), this run"
+                f" has {self.target.name} ({self.target.fingerprint}); restore it"
+            )
 
     def load_pretrained(self, path: str | Path, allow_partial: bool = False) -> None:
         """Start from another run's draft, or from a folder in the published format.
@@ -364,18 +391,32 @@ class DFlashDraft(Algorithm):
         Raises:
             CheckpointError: it does not fit this draft and its target.
         """
-        if not is_draft(Path(path)):
-            super().load_pretrained(path, allow_partial)
+        if is_draft(Path(path)):
+            theirs = load_draft(Path(path))
+            self._check_shape(asdict(theirs.config), path)
+            self.network.load_state_dict(theirs.state_dict())
+            self.create_ema()
             return
-        theirs, ours = load_draft(Path(path)), self.network.config
-        for name in ("target_layer_ids", "mask_token_id", "sample_from_anchor"):
-            if getattr(theirs.config, name) != getattr(ours, name):
+        stored = stored_hyper_parameters(read_checkpoint(path), "training.from_pretrained")
+        shape = stored["config"]["algo"].get("network")
+        if shape is not None and not allow_partial:
+            self._check_shape(shape, path)
+        super().load_pretrained(path, allow_partial)
+
+    def _check_shape(self, theirs: dict[str, Any], path: str | Path) -> None:
+        """Raise CheckpointError where equal weights would not mean the same draft."""
+        ours = asdict(self.network.config)
+        for name in ours.keys() - _FREE_TO_CHANGE:
+            found, mine = _plain(theirs.get(name)), _plain(ours[name])
+            if found != mine:
                 raise CheckpointError(
-                    f"training.from_pretrained={path}: {name}={getattr(theirs.config, name)}, this"
-                    f" run has {getattr(ours, name)}"
+                    f"training.from_pretrained={path}: {name}={found}, this run has {mine}"
                 )
-        self.network.load_state_dict(theirs.state_dict())
-        self.create_ema()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that files make of them."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def accepted_tokens(hits_MK: Tensor) -> Tensor:

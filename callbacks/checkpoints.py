@@ -45,11 +45,11 @@ class BestAndLast(Checkpoint):
         self.sign = 1.0 if mode == "min" else -1.0
         self.best_score = self.sign * math.inf
         self.best_step = 0
-        self._last_saved = 0
+        self._last_saved = self._started = self._kept = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What was just loaded need not be saved again."""
-        self._last_saved = trainer.global_step
+        self._last_saved = self._started = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -79,9 +79,9 @@ class BestAndLast(Checkpoint):
 
     def _keep(self, trainer: L.Trainer) -> None:
         step, every = trainer.global_step, self.keep_every_n_steps
-        path = self.last_path.with_name(f"step{step}.ckpt")
-        if every and step and step % every == 0 and not path.is_file():
-            save_atomically(trainer, path)
+        if every and step % every == 0 and step not in (self._started, self._kept):
+            self._kept = step
+            save_atomically(trainer, self.last_path.with_name(f"step{step}.ckpt"))
 
     def _save_last(self, trainer: L.Trainer) -> None:
         self._last_saved = trainer.global_step

@@ -22,7 +22,8 @@ Block = dict[str, np.ndarray]
 class PackingReport:
     """What became of the documents: everything that is not in a row is counted here.
 
-    `unanswered_documents` are conversations whose prompt alone fills a row; they are left out.
+    `unanswered_documents` are conversations whose answer has fewer than two tokens in its row; they
+    are left out, and their tokens are among `dropped_tokens`.
     `documents_with_mask` are conversations in which the mask token occurs as text.
 
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or

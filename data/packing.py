@@ -150,14 +150,15 @@ def _joined_blocks(
     """Several whole documents to a row, the longest first into the first row with room for it.
 
     `segment` numbers the documents of a row, and is `FEATURE_FILL` on padding. A conversation of
-    which no answer is left in the row is not kept.
+    whose answer fewer than two tokens are left in the row is not kept.
     """
     for batch in batches:
         kept = np.minimum(batch.lengths, options.length)
         starts = np.cumsum(batch.lengths) - batch.lengths
         if RESPONSE in batch.columns:
             answer = np.append(0, np.cumsum(batch.columns[RESPONSE] == 1))
-            answered = answer[starts + kept] > answer[starts]
+            # Two tokens of it: one to begin from and one to predict.
+            answered = answer[starts + kept] > answer[starts] + 1
             report.unanswered_documents += int((~answered).sum())
             report.dropped_tokens += int(batch.lengths[~answered].sum())
             kept = np.where(answered, kept, 0)

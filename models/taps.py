@@ -107,7 +107,15 @@ class TargetTaps:
             past: a cache of earlier tokens, which is extended.
             last_hidden: whether the final norm's output is needed. If not, the layers behind the
                 last tap do not run, so a cache then has no entries for them.
+
+        Raises:
+            ConfigError: an attention that ignores where documents begin.
         """
+        if position_ids is not None and "flash" in str(self._decoder.config._attn_implementation):
+            raise ConfigError(
+                f"model.attn_implementation={self._decoder.config._attn_implementation}: does not"
+                " keep documents of a row apart; allowed: sdpa, eager"
+            )
         decoder = self._decoder if last_hidden else self._up_to_last_tap
         with self.recording() as recording, torch.no_grad():
             output = decoder(

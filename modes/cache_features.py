@@ -19,7 +19,8 @@ from rich.progress import (
 )
 
 from algorithm import build_algorithm
-from data.blocks import IDS, LENGTH
+from data.blocks import IDS, LENGTH, SEGMENT
+from data.errors import DataError
 from dataloader import LanguageData
 from draft import DFlashDraft
 from models.feature_cache import FeatureWriter
@@ -68,6 +69,11 @@ def write_split(
 ) -> dict[str, float]:
     """Write what is missing of one split; says how large it will be before it begins."""
     rows, target = data.rows(split), algorithm.target_here()
+    if not {LENGTH, SEGMENT} <= set(rows.names):
+        raise DataError(
+            f"data={cfg.data.name}: rows that are no conversations; allowed: data=chat (with"
+            " data.join=true)"
+        )
     lengths_R = np.concatenate([block[LENGTH] for block in rows.blocks()]).astype(np.int64)
     config = algorithm.network.config
     writer = FeatureWriter(
@@ -88,9 +94,9 @@ def write_split(
         block = rows.take(index)
         batch = {
             name: torch.from_numpy(block[name].astype(np.int64)).to(algorithm.device)
-            for name in (IDS, "segment")
+            for name in (IDS, SEGMENT)
         }
-        output = algorithm.taps.run(batch[IDS], position_ids=places_in_document(batch["segment"]))
+        output = algorithm.taps.run(batch[IDS], position_ids=places_in_document(batch[SEGMENT]))
         assert output.last_hidden_BSD is not None
         flat = output.last_hidden_BSD.flatten(0, 1)
         expected, entropy = teacher_summary(flat, target.head_VD)

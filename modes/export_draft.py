@@ -35,16 +35,21 @@ def run(cfg: DictConfig) -> dict[str, float]:
     write_draft(folder, model.network.config, model.network.state_dict(), cfg.mode.dtype)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     facts = {"step": content["global_step"], "parameters": parameters, "dtype": cfg.mode.dtype}
-    (folder / CARD).write_text(_card(folder.name, model, content, facts, _tau(path, content)))
+    (folder / CARD).write_text(
+        _card(folder.name, model, content, facts, _tau(path, content, cfg.eval.weights))
+    )
     print(f"exported to {folder}")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     return {"steps": facts["step"], "parameters": parameters, "megabytes": size / 1e6}
 
 
-def _tau(path: Path, content: Mapping[str, Any]) -> float | None:
+def _tau(path: Path, content: Mapping[str, Any], weights: str) -> float | None:
     """What the run's validation measured at the step of this checkpoint."""
     table = run_folder(path) / "metrics.csv"
     if "origin" in content or not table.is_file():
+        return None
+    # Validation uses the moving average where there is one.
+    if weights == "raw" and content["ema"] is not None:
         return None
     rows = [row for row in read_metrics(table) if row["step"] == content["global_step"]]
     return next((row["val/tau"] for row in rows if "val/tau" in row), None)

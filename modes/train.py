@@ -3,11 +3,12 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from algorithm import build_algorithm
 from callbacks.metrics_csv import read_metrics
@@ -74,7 +75,7 @@ def fit(
     elapsed = time.monotonic() - started
 
     tokens = (trainer.global_step - first_step) * cfg.loader.global_batch_size * cfg.model.length
-    metrics = final_metrics(trainer, run_dir)
+    metrics = final_metrics(trainer, run_dir, *best_metric(cfg))
     if tokens:
         metrics["tokens_per_s"] = tokens / elapsed
     if trainer.is_global_zero:
@@ -88,7 +89,18 @@ def _finish_wandb() -> None:
         sys.modules["wandb"].finish()
 
 
-def final_metrics(trainer: L.Trainer, run_dir: Path) -> dict[str, float]:
+def best_metric(cfg: DictConfig) -> tuple[str, Callable[[list[float]], float]]:
+    """The metric that best.ckpt is best in, and how its best value is found."""
+    name = OmegaConf.select(cfg, "algo.monitor", default="val/nll")
+    return name, {"min": min, "max": max}[OmegaConf.select(cfg, "algo.monitor_mode", default="min")]
+
+
+def final_metrics(
+    trainer: L.Trainer,
+    run_dir: Path,
+    monitor: str = "val/nll",
+    best: Callable[[list[float]], float] = min,
+) -> dict[str, float]:
     """What the run has to show, from metrics.csv where there is one.
 
     The file knows what the trainer does not when a finished run is started once more.
@@ -98,9 +110,9 @@ def final_metrics(trainer: L.Trainer, run_dir: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for row in rows:
         metrics.update({key: value for key, value in row.items() if key.startswith("val/")})
-    scores = [row["val/nll"] for row in rows if "val/nll" in row]
+    scores = [row[monitor] for row in rows if monitor in row]
     if scores:
-        metrics["best/val/nll"] = min(scores)
+        metrics[f"best/{monitor}"] = best(scores)
     return {"steps": trainer.global_step, **metrics}
 
 

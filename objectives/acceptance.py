@@ -197,7 +197,7 @@ class AcceptanceObjective:
     `position_weights` or `block_terms`, named by `_target_` in a yaml of the group `objective`.
 
     Args:
-        reward_weight: of the expected accepted length (normalised by K, see `scales`).
+        reward_weight: of the expected accepted length over K (see `scales`).
         kl_weight: of KL(target || draft), lambda; 0 needs no teacher for it.
         ce_weight: of -log a: the cross-entropy of the label with `verification=greedy`, the LK loss
             (arXiv 2602.23881) with `overlap`.
@@ -306,31 +306,29 @@ class AcceptanceObjective:
 
         For `uniform` and `decay` the sum of the weights itself. Otherwise an upper bound of it that
         is known before the draft has spoken, so that a batch can be cut over ranks and accumulation
-        steps without changing its gradient (our reading; to divide by the weights themselves, use
-        `AcceptanceSums.terms`).
+        steps without changing its gradient; `scales` takes the ratio of the two from elsewhere.
         """
         return self.position_weights(
             torch.zeros(valid_NK.shape, device=valid_NK.device), valid_NK
         ).sum()
 
-    def scales(
-        self, blocks: float | int | Tensor, weight: float | int | Tensor, slots: int
-    ) -> dict[str, float | Tensor]:
-        """`reward_scale`, `kl_scale`, `ce_scale` of `fused_acceptance_loss` that make sums means.
+    def scales(self, slots: int, share: float | int | Tensor = 1.0) -> dict[str, Any]:
+        """`reward_scale`, `kl_scale`, `ce_scale` of `fused_acceptance_loss` in training.
+
+        With them a sum over any blocks, divided by the `normaliser` of the same blocks, is
+
+            -reward_weight mean EAL / K + kl_weight sum w KL / sum w + ce_weight sum w CE / sum w,
+
+        the mean over blocks exact where all have K slots (one that is cut short counts for as many
+        as it has).
 
         Args:
-            blocks: blocks with a valid slot in the global batch.
-            weight: `normaliser` of the global batch.
-            slots: K; the reward is the share of a block that is accepted.
+            slots: K.
+            share: sum of the weights over `normaliser`, where the weights follow the draft.
         """
-        blocks, weight = _positive(blocks), _positive(weight)
+        full = self.normaliser(torch.ones(1, slots, dtype=torch.bool)).item()
         return {
-            "reward_scale": self.reward_weight / (blocks * slots),
-            "kl_scale": self.kl_weight / weight,
-            "ce_scale": self.ce_weight / weight,
+            "reward_scale": self.reward_weight * full / slots,
+            "kl_scale": self.kl_weight / share,
+            "ce_scale": self.ce_weight / share,
         }
-
-
-def _positive(count: float | int | Tensor) -> Any:
-    """A batch without slots has sums of 0, which are divided by 1."""
-    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1

@@ -107,7 +107,11 @@ def experiment_config(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True) if is_config else config
     places = [*plain.get("paths", {}).values(), plain.get("checkpointing", {}).get("save_dir")]
     roots = sorted((place for place in places if isinstance(place, str)), key=len, reverse=True)
-    return {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
+    kept = {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
+    # A draft notes the shape that follows from its target; the configuration was the same before.
+    if isinstance(kept.get("algo"), dict):
+        kept["algo"].pop("network", None)
+    return kept
 
 
 def _placeless(value: Any, roots: list[str]) -> Any:
@@ -184,11 +188,12 @@ def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -
 # differ: a run is prolonged, or goes on elsewhere.
 _SAME_ON_RESUME = (
     "model.length", "model.dropout", "block_size", "algo", "noise", "masking", "training", "optim",
-    "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed",
+    "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed", "objective",
 )  # fmt: skip
 # Without effect on a run that goes on: used at its start, derived, or a default of sampling.
 _FREE_ON_RESUME = (
     "training.from_pretrained", "training.allow_partial", "algo.default_block_size", "algo.T",
+    "algo.attn_backend", "algo.feature_cache",
 )  # fmt: skip
 
 

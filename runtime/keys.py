@@ -193,6 +193,7 @@ KEYS: tuple[Key, ...] = (
     _integer("algo.default_block_size", 1, **_OPTIONAL),
     _flag("algo.fixed_block_size", **_OPTIONAL),
     _integer("algo.T", 0, **_OPTIONAL),
+    _choice("algo.monitor_mode", "min", "max", **_OPTIONAL),
     _integer("algo.anchors", 1, **_OPTIONAL),
     _integer("algo.anchors_per_document", 1, **_OPTIONAL),
     _choice("algo.attn_backend", *ATTENTION, **_OPTIONAL),

@@ -110,7 +110,8 @@ def _check_model(cfg: DictConfig) -> None:
 
 def _check_shapes(cfg: DictConfig) -> None:
     length, block = cfg.model.length, cfg.block_size
-    if length % block:
+    # The blocks of a draft begin anywhere; those of a diffusion fill the row.
+    if length % block and value_of(cfg, "algo.model_kind", "network") == "network":
         raise ConfigError(
             f"block_size={block}: does not divide model.length={length}; "
             f"allowed: {', '.join(map(str, _divisors(length)))}"

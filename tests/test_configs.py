@@ -40,6 +40,7 @@ NEEDED = {
     "qwen3_4b": ["algo=dflash"],
     "smollm2": ["algo=dflash"],
     "tiny_causal": ["algo=dflash"],
+    "dflash_smoke_size": ["algo=dflash", "checkpointing.keep_every_n_steps=4"],
     "fsdp": ["training.ema=0"],
     "train_lm1b_bd3lm_dep": ["training.from_pretrained={ckpt}"],
     "train_lm1b_bd3lm_dep_smoke": ["training.from_pretrained={ckpt}"],

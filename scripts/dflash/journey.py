@@ -12,8 +12,8 @@ The stages of the published drafts at the size of two cores, each a run of main.
     train          M1 (KD) -> M1.5 (EAL) -> M1.6 (survival-EAL), each from the one before
     acceptance     tau on held-out prompts and HumanEval, and the table of the three
 
-A finished stage is not run again, so the command goes on where it was broken off. Writes table.md,
-table.json and a plot to FOLDER/table.
+A finished stage is not run again, so the command goes on where it was broken off. Writes
+acceptance_table.md, .json and .png to FOLDER/table, a path without commas and spaces.
 """
 
 import argparse
@@ -185,9 +185,7 @@ class Journey:
 
 
 def _listed(paths: list[str]) -> str:
-    """As Hydra reads a list; quoted, because a path may hold any sign."""
-    quoted = (path.replace("'", "\\'") for path in paths)
-    return "[" + ",".join(f"'{path}'" for path in quoted) + "]"
+    return f"[{','.join(paths)}]"
 
 
 def main() -> None:

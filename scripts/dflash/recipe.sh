@@ -1,7 +1,8 @@
 # What the four recipes share; they source it. It changes into the checkout.
 #
 #   PROMPTS   files of prompts (rows of data/chat.py), globs allowed, separated by commas
-#   EVAL      evaluation sets as mode=prompts writes them (default: the five of the published table)
+#   EVAL      evaluation sets as mode=prompts writes them, like PROMPTS (default: the five of the
+#             published table); the folder of a file names its benchmark
 #   OUT       folder of the recipes (default outputs/dflash)
 #   MATH CODE CHAT   patterns of the sources that count as mathematics, code and chat
 #   SMOKE=1   the same path in a minute: prompts of reasoning-gym, a target of random weights
@@ -80,7 +81,7 @@ draft() {
     shift
     $python main.py experiment=dflash_$stage$suffix paths.recipe_dir="$OUT" "$@"
     local sets=
-    for file in $EVAL; do sets+=${sets:+,}$(basename "$(dirname "$file")"):$file; done
+    for file in ${EVAL//,/ }; do sets+=${sets:+,}$(basename "$(dirname "$file")"):$file; done
     $python main.py mode=acceptance_eval eval.checkpoint_path="$OUT/$stage/draft/checkpoints/last.ckpt" \
         mode.prompts="{$sets}" mode.max_new_tokens=$((answer < 2048 ? answer : 2048)) paths.run_dir="$OUT/$stage/acceptance"
 }

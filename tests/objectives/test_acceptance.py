@@ -188,15 +188,30 @@ def test_normaliser_is_the_sum_for_fixed_weights_and_a_bound_for_others():
     assert moving.normaliser(valid) == unbroken(valid).sum()
 
 
-def test_scales_make_means():
-    objective = AcceptanceObjective(reward_weight=2, kl_weight=3, ce_weight=0.5)
-    expected = {"reward_scale": 2 / (4 * 15), "kl_scale": 0.3, "ce_scale": 0.05}
-    assert objective.scales(4, 10.0, 15) == pytest.approx(expected)
-    tensors = objective.scales(torch.tensor(4), torch.tensor(10.0), 15)
-    assert {k: float(v) for k, v in tensors.items()} == pytest.approx(expected)
-    empty = objective.scales(torch.tensor(0), torch.tensor(0.0), 15)
-    assert {k: float(v) for k, v in empty.items()} == pytest.approx(objective.scales(0, 0, 15))
-    assert empty["kl_scale"] == 3
+@pytest.mark.parametrize("position", ["uniform", "decay", "survival", "suffix"])
+def test_scales_make_means(position):
+    """Of blocks with all their slots; reward and KL stay as they are beside each other."""
+    gamma = None if position == "uniform" else 3.0
+    objective = AcceptanceObjective(
+        reward_weight=2.0, kl_weight=3.0, ce_weight=0.5, position=position, gamma=gamma
+    )
+    torch.manual_seed(0)
+    a, kl, valid = torch.rand(5, 4), torch.rand(5, 4), torch.ones(5, 4, dtype=torch.bool)
+    terms = objective.block_terms(a.log(), kl, valid)
+    normaliser = objective.normaliser(valid)
+    scales = objective.scales(4, terms.weight_NK.sum() / normaliser)
+    found = {
+        "reward_scale": terms.reward_N, "kl_scale": terms.kl_N, "ce_scale": terms.ce_N,
+    }  # fmt: skip
+    weight = terms.weight_NK.sum()
+    expected = {
+        "reward_scale": 2.0 * terms.reward_N.mean() / 4,
+        "kl_scale": 3.0 * (terms.weight_NK * kl).sum() / weight,
+        "ce_scale": 0.5 * (terms.weight_NK * -a.log()).sum() / weight,
+    }
+    for name, term in found.items():
+        mean = scales[name] * term.sum() / normaliser
+        assert float(mean) == pytest.approx(float(expected[name]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,13 @@ def named(name, **changes):
 
 def means(batch, objective):
     """The scales of a batch that is all there is."""
-    blocks = batch.valid.any(-1).sum().item()
-    return objective.scales(blocks, objective.normaliser(batch.valid).item(), batch.valid.shape[1])
+    blocks, slots = batch.valid.any(-1).sum().item(), batch.valid.shape[1]
+    weight = objective.normaliser(batch.valid).item()
+    return {
+        "reward_scale": objective.reward_weight / (blocks * slots),
+        "kl_scale": objective.kl_weight / weight,
+        "ce_scale": objective.ce_weight / weight,
+    }
 
 
 def test_configured_objectives_are_the_losses_they_are_named_after():

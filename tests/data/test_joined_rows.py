@@ -40,10 +40,10 @@ def rows_of(conversations):
 def test_every_answered_document_is_in_one_row_once(conversations):
     joined, report, ids, lengths = rows_of(conversations)
     expected, lost, cut = [], 0, 0
-    for (prompt, _), part in zip(
+    for (prompt, answer), part in zip(
         conversations, np.split(ids, np.cumsum(lengths)[:-1]), strict=True
     ):
-        if prompt >= LENGTH_OF_ROW:
+        if min(answer, LENGTH_OF_ROW - prompt) < 2:
             lost += 1
             continue
         cut += len(part) > LENGTH_OF_ROW
@@ -73,10 +73,10 @@ def test_short_documents_fill_the_room_that_long_ones_leave():
 def test_a_row_has_no_more_documents_than_segments_have_numbers():
     report = PackingReport()
     batch = TokenBatch(
-        {IDS: np.ones(300, np.uint32), RESPONSE: np.ones(300, np.int8)}, np.ones(300, np.int64)
+        {IDS: np.ones(600, np.uint32), RESPONSE: np.ones(600, np.int8)}, np.full(300, 2)
     )
     blocks = list(
-        pack([], TOKENIZER, SPECIAL, options(length=300), report, lambda *_: iter([batch]))
+        pack([], TOKENIZER, SPECIAL, options(length=600), report, lambda *_: iter([batch]))
     )
     assert [len(np.unique(row[row >= 0])) for row in blocks[0][SEGMENT]] == [128, 128, 44]
 

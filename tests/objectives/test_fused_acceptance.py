@@ -148,8 +148,8 @@ def named(name, **changes):
 
 def means(batch, objective):
     """The scales of a batch that is all there is."""
-    blocks, slots = batch.valid.any(-1).sum().item(), batch.valid.shape[1]
-    weight = objective.normaliser(batch.valid).item()
+    blocks, slots = batch.valid.any(-1).sum().item() or 1, batch.valid.shape[1]
+    weight = objective.normaliser(batch.valid).item() or 1
     return {
         "reward_scale": objective.reward_weight / (blocks * slots),
         "kl_scale": objective.kl_weight / weight,

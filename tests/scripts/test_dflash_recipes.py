@@ -1,4 +1,4 @@
-"""The recipes of drafts run as they are written, from prompts to acceptance, at the smallest size."""
+"""The recipes of drafts run as they are written, from prompts to acceptance, in minutes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the README tells a user to type works.
+"""What the README and the pages beside it tell a user to type works.
 
 A fenced block of bash with `<!-- test -->` on the line before it, or the word `test` after the
 language, is run from top to bottom, every command with the overrides of `TINY`. The commands of all
@@ -20,6 +20,7 @@ from runtime.run import load_summary
 from tests.support import ROOT, run_main
 
 README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(
     r"(?P<mark><!-- test -->\n)?```bash(?P<info>[^\n]*)\n(?P<body>.*?)```", re.DOTALL
 )
@@ -60,11 +61,11 @@ def blocks(text: str) -> Iterator[Block]:
 
 def main_commands(tested: bool) -> list:
     """Arguments of the `python main.py` commands, each with its line as the name of its test."""
-    if not README.is_file():
-        return []
     return [
-        pytest.param(command[2:], id=f"line{block.line}-{number}")
-        for block in blocks(README.read_text())
+        pytest.param(command[2:], id=f"{page.stem}-line{block.line}-{number}")
+        for page in PAGES
+        if page.is_file()
+        for block in blocks(page.read_text())
         for number, command in enumerate(block.commands)
         if block.tested == tested and command[:2] == MAIN
     ]
@@ -121,8 +122,8 @@ def test_command_composes(arguments):
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"\bmake ([a-z-]+)", " ".join(re.findall(r"`([^`]*)`", README.read_text())))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"\bmake ([a-z0-9-]+)", " ".join(re.findall(r"`([^`]*)`", README.read_text())))
     in_blocks = [
         c[1] for block in blocks(README.read_text()) for c in block.commands if c[0] == "make"
     ]

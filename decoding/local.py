@@ -25,6 +25,7 @@ from decoding.generate import (
     request_key,
 )
 from models.causal import CausalTarget
+from models.decodable import check_decodable
 from models.precision import use_fastest_exact_matmul
 from models.ragged_cache import RaggedCache
 
@@ -65,7 +66,7 @@ class LocalGenerator:
         device: "cpu", "cuda"; None takes a GPU if there is one.
 
     Raises:
-        DataError: a model with attention that forgets (sliding windows, linear attention).
+        DataError: a model that cannot decode rows of unlike lengths (`models.decodable`).
     """
 
     def __init__(
@@ -76,12 +77,7 @@ class LocalGenerator:
         prefill_tokens: int = 2048,
         device: str | None = None,
     ) -> None:
-        kinds = set(getattr(target.model.config, "layer_types", None) or ()) - {"full_attention"}
-        if kinds:
-            raise DataError(
-                f"model={target.name}: has layers of {', '.join(sorted(kinds))}; the local backend"
-                " takes full_attention only, use a server"
-            )
+        check_decodable(target.model.config, target.name)
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -92,8 +88,13 @@ class LocalGenerator:
         use_fastest_exact_matmul()
 
     def identity(self) -> dict[str, Any]:
-        """The target's name and fingerprint."""
-        return {"target": self.target.name, "fingerprint": self.target.fingerprint}
+        """The target's name, and what of weights, numbers and texts decides its answers."""
+        return {
+            "target": self.target.name,
+            "fingerprint": self.target.fingerprint,
+            "dtype": self.target.dtype,
+            "tokenizer": self.target.text_fingerprint,
+        }
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GenerationResult]:
         """One result per request, in the order in which they end.

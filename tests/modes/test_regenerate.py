@@ -13,7 +13,7 @@ from data.chat import read_chat
 from data.errors import DataError
 from decoding.generate import GenerationRequest, GenerationResult, GenerationSettings
 from decoding.local import LocalGenerator
-from decoding.server import ServerError
+from decoding.server_protocol import ServerError
 from evaluation.statistics import wilson_interval
 from models.tiny_causal import tiny_causal
 from modes.regenerate import answered, run

@@ -241,7 +241,7 @@ def test_nobody_there():
         options = {**FAST, "max_failures": 2}
         generator = ServerGenerator(GenerationSettings(), url, "toy", **options)
         with pytest.raises(
-            ServerError, match=r"[24] requests in a row got no answer, .*ConnectError"
+            ServerError, match="requests in a row got no answer, .*ConnectError"
         ):
             list(generator.generate(chat(*"abcdef")))
 

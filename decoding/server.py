@@ -7,6 +7,7 @@ counts only if it has all that was asked for, and everything else is a failure w
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -63,6 +64,35 @@ class _Failure(Exception):
 class _Outcome:
     result: GenerationResult
     refused: bool = False
+
+
+class _Stopped:
+    """What a signal handler raises inside of a callback, where the loop would only log it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._raised: BaseException | None = None
+        loop.set_exception_handler(self._note)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Around a run of the loop."""
+        try:
+            yield
+        except RuntimeError:
+            # The loop was stopped below, before what it was to wait for had come.
+            if self._raised is None:
+                raise
+        if self._raised is not None:
+            raise self._raised
+
+    def _note(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or isinstance(error, Exception):
+            loop.default_exception_handler(context)
+            return
+        self._raised = error
+        # The callback it fell into is lost, and with it what would have ended the wait.
+        loop.stop()
 
 
 class _Health:
@@ -191,13 +221,14 @@ class ServerGenerator:
         # A loop of its own that runs only while results are waited for: no thread, so an exception
         # of a signal handler ends all requests at once.
         runner = asyncio.Runner()
+        stopped = _Stopped(runner.get_loop())
         try:
-            yield from self._generate(iter(requests), runner)
+            yield from self._generate(iter(requests), runner, stopped)
         finally:
             runner.close()
 
     def _generate(
-        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner
+        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner, stopped: "_Stopped"
     ) -> Iterator[GenerationResult]:
         loop = runner.get_loop()
         client = httpx2.AsyncClient(
@@ -213,7 +244,8 @@ class ServerGenerator:
                     running.add(loop.create_task(self._answer(client, request)))
                 if not running:
                     return
-                done, running = runner.run(_first(running))
+                with stopped.raising():
+                    done, running = runner.run(_first(running))
                 outcomes = [task.result() for task in done]
                 for outcome in outcomes:
                     health.add(outcome)

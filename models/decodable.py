@@ -9,6 +9,17 @@ from data.errors import DataError
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
 # Attentions that take the additive mask of [B, 1, Q, S] that rows of unlike lengths need.
 _MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
+# What some models do to their logits behind the head.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def logit_change(config: Any) -> str | None:
+    """The setting by which a model changes its logits behind the head, as `name=value`."""
+    for name in _LOGIT_CHANGES:
+        value = getattr(config, name, None)
+        if value not in (None, 1.0):
+            return f"{name}={value}"
+    return None
 
 
 def check_decodable(config: Any, name: str) -> None:

@@ -22,6 +22,14 @@ STATE = {"answered": 0, "under_way": 0, "most": 0}
 # What Python reads 1e999 as, and writes as Infinity.
 TOLD_LENGTHS = {"endless": float("inf"), "negative": -3, "lengthy": "many"}
 
+BARRIERS: dict[int, threading.Barrier] = {}
+
+
+def barrier_of(count: int) -> threading.Barrier:
+    """ "meet 3 a" is answered when three such requests are under way."""
+    with LOCK:
+        return BARRIERS.setdefault(count, threading.Barrier(count))
+
 
 def reply_to(content: str, body: dict) -> dict:
     command = content.split()[0] if content.split() else ""
@@ -78,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             if DIE_AFTER and STATE["answered"] > DIE_AFTER:
                 os._exit(1)
             attempt = ATTEMPTS[content]
+        if content.startswith("meet"):
+            barrier_of(int(content.split()[1])).wait(20)
         time.sleep(0.5 if content.startswith("slow") else DELAY_S)
         with LOCK:
             STATE["under_way"] -= 1

@@ -130,6 +130,7 @@ def test_the_end_of_the_context_is_the_limit():
         (GenerationRequest("x", prompt_ids=[260]), "token ids outside 0 .. 259"),
         (GenerationRequest("x", prompt_ids=[-1]), "token ids outside"),
         (GenerationRequest("x", messages=[{"role": "user", "content": "long " * 99}]), "a prompt"),
+        (GenerationRequest("x", messages=[{"role": "user", "content": "\ud83d"}]), "refuses"),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_a_result(request_, reason):
@@ -171,9 +172,7 @@ def test_a_model_that_forgets_is_refused():
         LocalGenerator(target, GenerationSettings())
     target.model.config.rope_parameters = None
     target.model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        DataError, match="attn_implementation=flash_attention_2, which"
-    ):
+    with pytest.raises(DataError, match="attn_implementation=flash_attention_2, which"):
         LocalGenerator(target, GenerationSettings())
 
 

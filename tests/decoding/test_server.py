@@ -1,5 +1,6 @@
 """The client of OpenAI-compatible servers, against real ones: this one's own, and transformers'."""
 
+import asyncio
 import json
 import os
 import socket
@@ -56,9 +57,11 @@ def test_an_answer_at_the_limit_is_capped(server):
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_than_allowed_are_under_way(tmp_path, concurrency):
-    with answer_server(tmp_path, delay_s=0.1) as slow:
-        ask(slow, chat(*"abcdefgh"), concurrency=concurrency)
-        assert slow.seen("state")["most"] == concurrency
+    with answer_server(tmp_path) as server:
+        meeting = [f"meet {concurrency} {name}" for name in "abcdef"]
+        results = ask(server, chat(*meeting), concurrency=concurrency)
+        assert all(result.error is None for result in results.values())
+        assert server.seen("state")["most"] == concurrency
 
 
 def test_requests_are_read_as_they_are_needed(server):
@@ -234,15 +237,35 @@ def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
     assert "\n" not in message
 
 
+class Signal(BaseException):
+    """What a signal handler raises."""
+
+
+def test_a_signal_inside_of_a_callback_ends_the_requests():
+    """The loop only logs what callbacks raise, and the callback that was to end a wait is lost."""
+    generator = ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **FAST)
+
+    async def answer(client, request):
+        def interrupt():
+            raise Signal
+
+        asyncio.get_running_loop().call_soon(interrupt)
+        await asyncio.sleep(60)
+
+    generator._answer = answer
+    started = time.monotonic()
+    with pytest.raises(Signal):
+        list(generator.generate(chat(*"abcdef")))
+    assert time.monotonic() - started < 10
+
+
 def test_nobody_there():
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         options = {**FAST, "max_failures": 2}
         generator = ServerGenerator(GenerationSettings(), url, "toy", **options)
-        with pytest.raises(
-            ServerError, match="requests in a row got no answer, .*ConnectError"
-        ):
+        with pytest.raises(ServerError, match=r"requests in a row got no answer, .*ConnectError"):
             list(generator.generate(chat(*"abcdef")))
 
 

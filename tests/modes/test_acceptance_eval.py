@@ -269,7 +269,7 @@ def test_a_table_of_runs(files, knowing):
     assert metrics["runs"] == 3 and metrics["delta/run_m2"] != 0
     assert metrics["delta/run_m2"] == pytest.approx(metrics["tau/run_m2"] - metrics["tau/run_m1"])
     text = (files / "table" / "acceptance_table.md").read_text()
-    assert "| run | one | talk | average | step | gap closed |" in text
+    assert "| run | one | talk | average | step | p | gap closed |" in text
     assert "| run_bar (reference) |" in text and "- Noted." in text
     assert "what the reference was trained on is not known here" in text
     assert (files / "table" / "acceptance_table.png").is_file()

@@ -1,6 +1,7 @@
 """Where a row overlaps with the items of evaluation sets.
 
-Three kinds of overlap between a part of a row (its prompt, its response) and a part of an
+Three kinds of overlap between a part of a row (its prompt, its response, its context: what system,
+assistant and tools said before) and a part of an
 evaluation item (its question, its answer, its tests), on words: letters and digits, lower case,
 without signs.
 
@@ -25,7 +26,7 @@ from data.shingles import runs, words_of
 WHOLE, CONTAINMENT, NGRAM = "whole", "containment", "ngram"
 # The reason a row is removed for: the first of these that was found.
 KINDS = (WHOLE, CONTAINMENT, NGRAM)
-PROMPT, QUESTION = "prompt", "question"
+PROMPT, CONTEXT, QUESTION = "prompt", "context", "question"
 SHOWN_WORDS = 60
 
 
@@ -38,7 +39,7 @@ class OverlapRule:
         least_characters: letters and digits of an item's part that may count as contained.
         item_fields: fields of an evaluation item looked for beside its question, where present:
             texts, or lists of them.
-        row_fields: fields of a row looked at beside its prompt, where present.
+        row_fields: fields of a row looked at beside its turns, where present.
     """
 
     ngram: int = 13
@@ -186,8 +187,8 @@ def _item_texts(row: Row, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _row_texts(row: Row, fields: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for text in _user_turns(row):
-        yield PROMPT, text
+    for turn in messages_of(row):
+        yield PROMPT if turn["role"] == "user" else CONTEXT, turn["content"]
     for name in fields:
         for text in _texts(row.get(name)):
             yield name, text

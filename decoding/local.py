@@ -25,6 +25,7 @@ from decoding.generate import (
     request_key,
 )
 from models.causal import CausalTarget
+from models.decodable import check_decodable, logit_change
 from models.precision import use_fastest_exact_matmul
 from models.ragged_cache import RaggedCache
 
@@ -65,7 +66,8 @@ class LocalGenerator:
         device: "cpu", "cuda"; None takes a GPU if there is one.
 
     Raises:
-        DataError: a model with attention that forgets (sliding windows, linear attention).
+        DataError: a model that cannot decode rows of unlike lengths, or that changes its logits
+            behind the head (`models.decodable`).
     """
 
     def __init__(
@@ -76,24 +78,30 @@ class LocalGenerator:
         prefill_tokens: int = 2048,
         device: str | None = None,
     ) -> None:
-        kinds = set(getattr(target.model.config, "layer_types", None) or ()) - {"full_attention"}
-        if kinds:
+        check_decodable(target.model.config, target.name)
+        change = logit_change(target.model.config)
+        if change is not None:
             raise DataError(
-                f"model={target.name}: has layers of {', '.join(sorted(kinds))}; the local backend"
-                " takes full_attention only, use a server"
+                f"target {target.name}: {change}; allowed: targets whose logits are those of their"
+                " head, or a server in its place"
             )
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = target.model
+        self.model, self.head = target.model, target.model.get_output_embeddings()
         torch.nn.Module.to(self.model, self.device)
         stop_ids = target.stop_ids if settings.stop_ids is None else settings.stop_ids
         self.stop_ids = frozenset(stop_ids)
         use_fastest_exact_matmul()
 
     def identity(self) -> dict[str, Any]:
-        """The target's name and fingerprint."""
-        return {"target": self.target.name, "fingerprint": self.target.fingerprint}
+        """The target's name, and what of weights, numbers and texts decides its answers."""
+        return {
+            "target": self.target.name,
+            "fingerprint": self.target.fingerprint,
+            "dtype": self.target.dtype,
+            "tokenizer": self.target.text_fingerprint,
+        }
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GenerationResult]:
         """One result per request, in the order in which they end.
@@ -172,17 +180,14 @@ class LocalGenerator:
         ids_PS = torch.zeros(len(entering), max(lengths), dtype=torch.long)
         for place, row in enumerate(entering):
             ids_PS[place, : lengths[place]] = torch.tensor(row.prompt)
-        last_P = torch.tensor(lengths) - 1
-        ends_U, which_P = last_P.unique(return_inverse=True)
         fresh = DynamicCache(config=self.model.config)
-        logits_PUV = self.model(
-            input_ids=ids_PS.to(self.device),
-            past_key_values=fresh,
-            use_cache=True,
-            logits_to_keep=ends_U.to(self.device),
-        ).logits
+        hidden_PSD = self.model.base_model(
+            input_ids=ids_PS.to(self.device), past_key_values=fresh, use_cache=True
+        ).last_hidden_state
         cache.admit(fresh, lengths)
-        return logits_PUV[torch.arange(len(entering)), which_P].float()
+        place_P = torch.arange(len(entering), device=self.device)
+        last_P = torch.tensor(lengths, device=self.device) - 1
+        return self.head(hidden_PSD[place_P, last_P]).float()
 
     @torch.no_grad()
     def _step(self, rows: list[_Row], cache: RaggedCache) -> Tensor:

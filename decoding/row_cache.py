@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from models.decodable import check_decodable
+
 # Tokens by which the memory grows; growing copies it.
 STEP = 256
 
@@ -75,11 +77,11 @@ class RowCache(Cache):
         starts_B: the same on the device.
 
     Raises:
-        ValueError: a model with windows or recurrent layers, whose past cannot be taken back.
+        DataError: a model that cannot decode so (`models.decodable`).
     """
 
     def __init__(self, model: Any, batch: int) -> None:
-        check_full_attention(model.config)
+        check_decodable(model.config, model.config.model_type)
         self._rows = [RowCacheLayer(self) for _ in range(model.config.num_hidden_layers)]
         super().__init__(layers=[*self._rows])
         self._device = model.device
@@ -118,16 +120,6 @@ class RowCache(Cache):
     def _set(self, starts: list[int]) -> None:
         self.starts = starts
         self.starts_B = torch.tensor(starts, device=self._device)
-
-
-def check_full_attention(config: Any) -> None:
-    """Raise ValueError for layers that forget: what was refused cannot be taken back from them."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(
-            f"target {config.model_type}: layers of {', '.join(sorted(kinds))}; allowed:"
-            " full_attention, because refused drafts are taken back from its cache"
-        )
 
 
 def additive(visible_B1QS: Bool[Tensor, "B 1 Q S"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q S"]:

@@ -5,8 +5,9 @@ counts only if it has all that was asked for, and everything else is a failure w
 """
 
 import asyncio
-import os
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -19,16 +20,27 @@ from decoding.generate import (
     GenerationSettings,
     request_key,
 )
+from decoding.server_protocol import (
+    NEUTRAL_SAMPLING,
+    BodyReader,
+    HttpReply,
+    ServerError,
+    TooLongError,
+    check_address,
+    encode_body,
+    headers_of,
+    load_tokenizer,
+    whole_number,
+)
+from models.causal import tokenizer_fingerprint
 
 TOKEN_IDS = ("server", "retokenise", "none")
-# The server may have had a bad moment: too busy, restarting, too slow.
-_TRANSIENT = (408, 409, 425, 429)
+# Fields that the settings of a generation decide, and that are noted by their names.
+OWNED = (
+    "temperature", "top_p", "top_k", "max_tokens", "messages", "prompt", "n", "stream", "seed",
+)  # fmt: skip
 _LONGEST_PAUSE_S = 30.0
 _SEED_BITS = 31
-
-
-class ServerError(ValueError):
-    """The server as a whole does not answer; one line with its address and the last reason."""
 
 
 class _Failure(Exception):
@@ -54,6 +66,68 @@ class _Outcome:
     refused: bool = False
 
 
+class _Stopped:
+    """What a signal handler raises inside of a callback, where the loop would only log it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._raised: BaseException | None = None
+        loop.set_exception_handler(self._note)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Around a run of the loop."""
+        try:
+            yield
+        except RuntimeError:
+            # The loop was stopped below, before what it was to wait for had come.
+            if self._raised is None:
+                raise
+        if self._raised is not None:
+            raise self._raised
+
+    def _note(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or isinstance(error, Exception):
+            loop.default_exception_handler(context)
+            return
+        self._raised = error
+        # The callback it fell into is lost, and with it what would have ended the wait.
+        loop.stop()
+
+
+class _Health:
+    """Whether a server is alive, by how its requests end.
+
+    Args:
+        max_failures: requests in a row without an answer that make a server dead.
+        concurrency: refusals borne besides, before the first answer.
+    """
+
+    def __init__(self, max_failures: int, concurrency: int) -> None:
+        self._max_failures, self._max_refused = max_failures, max_failures + concurrency
+        self._answered = self._failed = self._refused = 0
+        self.problem: str | None = None
+
+    def add(self, outcome: _Outcome) -> None:
+        """The next request has ended."""
+        if outcome.result.error is None:
+            self._answered, self._failed, self.problem = self._answered + 1, 0, None
+            return
+        # A server that refuses a single request is alive, if it ever answers.
+        if outcome.refused:
+            self._refused += not self._answered
+        else:
+            self._failed += 1
+        # Before the first answer both kinds are the same server that says nothing.
+        silent = not self._answered and self._failed + self._refused >= self._max_refused
+        if silent or self._failed >= self._max_failures:
+            count = self._failed + self._refused if not self._answered else self._failed
+            self.problem = (
+                f"{count} requests in a row got no answer, after {self._answered} that did;"
+                f" the last: {outcome.result.error}"
+            )
+
+
 class ServerGenerator:
     """A client of one server.
 
@@ -69,11 +143,15 @@ class ServerGenerator:
         retries: further attempts at a request that failed in a way that may pass.
         backoff_s: pause before the first of them; doubled each time.
         max_failures: after so many requests in a row without an answer the server counts as dead.
+            Refusals of single requests count only before the first answer, and `concurrency` more
+            of them are borne: they are quicker than the answers they are asked beside.
         token_ids: "server" asks for the tokens of an answer by `return_token_ids` (vLLM, SGLang)
-            and takes no answer without them; "retokenise" makes them from the text, with
-            `tokenizer`; "none" does without.
+            and takes no answer without them, and it tells such a server to leave out whatever the
+            model's generation_config.json would do to the distribution; "retokenise" makes them
+            from the text, with `tokenizer`; "none" does without.
         tokenizer: folder or name on the hub, for "retokenise".
-        extra_body: more fields of every request; null removes one that would be sent.
+        extra_body: more fields of every request, none of `OWNED`; null removes one that would be
+            sent.
         api_key_variable: environment variable that holds the key, if the server wants one.
 
     Raises:
@@ -105,18 +183,34 @@ class ServerGenerator:
                 f" retries={retries}, backoff_s={backoff_s}: allowed positive ones, and"
                 " retries and backoff_s of 0"
             )
+        owned = sorted({*OWNED} & {*(extra_body or {})})
+        if owned:
+            raise ValueError(
+                f"extra_body.{owned[0]}: decided by the settings of mode.*; allowed: other fields"
+                f" than {', '.join(OWNED)}"
+            )
         self.settings, self.model = settings, model
-        self.base_url = base_url.rstrip("/")
+        self.base_url = check_address(base_url)
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.backoff_s, self.max_failures, self.token_ids = backoff_s, max_failures, token_ids
         self.extra_body = dict(extra_body or {})
-        self.tokenizer = _load_tokenizer(tokenizer) if token_ids == "retokenise" else None
-        key = os.environ.get(api_key_variable)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.tokenizer = None
+        if token_ids == "retokenise":
+            self.tokenizer = load_tokenizer(tokenizer, "tokenizer")
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError(f"tokenizer={tokenizer}: has no end token, which ends an answer")
+        self._headers = headers_of(api_key_variable)
 
     def identity(self) -> dict[str, Any]:
         """The model by the server's name for it; what its weights are only the server knows."""
-        return {"target": self.model, "fingerprint": None, "token_ids": self.token_ids}
+        tokenizer = None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
+        return {
+            "target": self.model,
+            "fingerprint": None,
+            "token_ids": self.token_ids,
+            "tokenizer": tokenizer,
+            "extra_body": self.extra_body,
+        }
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GenerationResult]:
         """One result per request, in the order in which the server answers.
@@ -127,13 +221,14 @@ class ServerGenerator:
         # A loop of its own that runs only while results are waited for: no thread, so an exception
         # of a signal handler ends all requests at once.
         runner = asyncio.Runner()
+        stopped = _Stopped(runner.get_loop())
         try:
-            yield from self._generate(iter(requests), runner)
+            yield from self._generate(iter(requests), runner, stopped)
         finally:
             runner.close()
 
     def _generate(
-        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner
+        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner, stopped: "_Stopped"
     ) -> Iterator[GenerationResult]:
         loop = runner.get_loop()
         client = httpx2.AsyncClient(
@@ -142,26 +237,21 @@ class ServerGenerator:
             limits=httpx2.Limits(max_connections=self.concurrency),
         )
         running: set[asyncio.Task[_Outcome]] = set()
-        answered = failed_in_a_row = 0
+        health = _Health(self.max_failures, self.concurrency)
         try:
             while True:
                 for request in islice(incoming, self.concurrency - len(running)):
                     running.add(loop.create_task(self._answer(client, request)))
                 if not running:
                     return
-                done, running = runner.run(_first(running))
-                for outcome in (task.result() for task in done):
+                with stopped.raising():
+                    done, running = runner.run(_first(running))
+                outcomes = [task.result() for task in done]
+                for outcome in outcomes:
+                    health.add(outcome)
                     yield outcome.result
-                    if outcome.result.error is None:
-                        answered, failed_in_a_row = answered + 1, 0
-                    # A server that refuses a single request is alive, if it has ever answered.
-                    elif not (outcome.refused and answered):
-                        failed_in_a_row += 1
-                    if failed_in_a_row >= self.max_failures:
-                        raise ServerError(
-                            f"{self.base_url}: {failed_in_a_row} requests in a row got no answer,"
-                            f" after {answered} that did; the last: {outcome.result.error}"
-                        )
+                if health.problem:
+                    raise ServerError(f"{self.base_url}: {health.problem}")
         finally:
             runner.run(_stop(running, client))
 
@@ -183,20 +273,27 @@ class ServerGenerator:
     ) -> GenerationResult:
         path = "chat/completions" if request.messages is not None else "completions"
         try:
+            content = encode_body(self.body(request))
             # The client's own limit is per read; this one is for the whole answer.
             async with asyncio.timeout(self.timeout_s):
-                response = await client.post(f"{self.base_url}/{path}", json=self.body(request))
+                reply = await _post(client, f"{self.base_url}/{path}", content)
+        except UnicodeEncodeError as error:
+            raise _Failure(
+                "the prompt is no Unicode text", transient=False, refused=True
+            ) from error
         except TimeoutError as error:
             raise _Failure(f"no answer within {self.timeout_s:g} s") from error
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, TooLongError) as error:
             raise _Failure(f"{type(error).__name__}: {error}".strip(": ")) from error
-        _check_status(response)
+        _check_status(reply)
         try:
-            return self._result(request, response.json())
+            return self._result(request, reply.json())
         except _Garbage as error:
-            raise _Failure(f"{error}: {_excerpt(response)}") from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise _Failure(f"not an answer of this protocol: {_excerpt(response)}") from error
+            raise _Failure(f"{error}: {reply.excerpt()}") from error
+        except (
+            ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
+        ) as error:  # fmt: skip
+            raise _Failure(f"not an answer of this protocol: {reply.excerpt()}") from error
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """The fields of a request; those that not every server knows are sent only where needed."""
@@ -214,14 +311,14 @@ class ServerGenerator:
         else:
             fields["prompt"] = list(request.prompt_ids or ())
             fields |= {"logprobs": 1} if settings.logprobs else {}
+        if self.token_ids == "server":
+            fields |= {"return_token_ids": True, **NEUTRAL_SAMPLING}
         if settings.temperature > 0.0:
             word = request_key(request.id) ^ settings.seed
             fields |= {"top_p": settings.top_p, "seed": word % (1 << _SEED_BITS)}
             fields |= {"top_k": settings.top_k} if settings.top_k else {}
         if settings.stop_ids is not None:
             fields["stop_token_ids"] = list(settings.stop_ids)
-        if self.token_ids == "server":
-            fields["return_token_ids"] = True
         fields |= self.extra_body
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -244,7 +341,7 @@ class ServerGenerator:
         result = GenerationResult(
             request.id,
             text,
-            num_tokens=int((reply.get("usage") or {}).get("completion_tokens") or 0),
+            num_tokens=_told_length(reply),
             finish=choice["finish_reason"],
             logprobs=_logprobs(choice, is_chat) if self.settings.logprobs else None,
         )
@@ -279,35 +376,36 @@ def _logprobs(choice: Mapping[str, Any], is_chat: bool) -> list[float]:
     )
     if not values:
         raise _Garbage("no logprobs, which this server may not give at all")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise _Garbage("logprobs that are no numbers")
     return [float(value) for value in values]
 
 
-def _check_status(response: httpx2.Response) -> None:
-    status = response.status_code
-    if status == 200:
-        return
-    transient = status >= 500 or status in _TRANSIENT
-    pause = response.headers.get("retry-after", "")
-    raise _Failure(
-        f"HTTP {status}: {_excerpt(response)}",
-        transient=transient,
-        pause_s=float(pause) if pause.isdigit() else 0.0,
-        refused=not transient,
-    )
-
-
-def _excerpt(response: httpx2.Response, length: int = 200) -> str:
-    return " ".join(response.text[: 4 * length].split())[:length] or "an empty reply"
-
-
-def _load_tokenizer(source: str | None) -> Any:
-    from transformers import AutoTokenizer
-
+def _told_length(reply: Mapping[str, Any]) -> int:
+    """Tokens of an answer; 0 where the server does not tell."""
+    told = (reply.get("usage") or {}).get("completion_tokens")
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"tokenizer={source}: cannot be loaded ({reason})") from error
+        return 0 if told is None else whole_number(told, "completion_tokens")
+    except ValueError as error:
+        raise _Garbage(str(error)) from error
+
+
+async def _post(client: httpx2.AsyncClient, url: str, content: bytes) -> HttpReply:
+    async with client.stream("POST", url, content=content) as response:
+        reader = BodyReader()
+        async for piece in response.aiter_bytes():
+            reader.add(piece)
+    return reader.reply(response)
+
+
+def _check_status(reply: HttpReply) -> None:
+    if reply.status != 200:
+        raise _Failure(
+            f"HTTP {reply.status}: {reply.excerpt()}",
+            transient=reply.may_pass,
+            pause_s=reply.pause_s,
+            refused=not reply.may_pass,
+        )
 
 
 async def _first(

@@ -24,6 +24,7 @@ from torch import Tensor
 from decoding.drafts import Draft
 from decoding.row_cache import RowCache, additive
 from decoding.verification import RequestNoise, Verification
+from models.decodable import logit_change
 from models.taps import Recording, TargetTaps
 
 STOP, LENGTH = "stop", "length"
@@ -186,12 +187,12 @@ def speculate(
 def _limits(config: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: allowed an integer >= 1")
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"target {config.model_type}: {name}={getattr(config, name)}; allowed: targets"
-                " whose logits are those of their head"
-            )
+    change = logit_change(config)
+    if change is not None:
+        raise ValueError(
+            f"target {config.model_type}: {change}; allowed: targets whose logits are those of"
+            " their head"
+        )
     longest = config.max_position_embeddings
     for place, prompt in enumerate(prompts):
         if not 1 <= len(prompt) < longest:

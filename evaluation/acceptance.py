@@ -128,6 +128,7 @@ class SlotAcceptance:
         reached: cycles in which all drafts before it were accepted and its verdict is known.
         accepted: those in which it was accepted, too.
         conditional: accepted / reached; None where it was never reached.
+        conditional_low, conditional_high: its 95 % Wilson interval.
         cumulative: product of the conditionals up to it: the share of cycles that get so far; None
             where a conditional in it is unknown.
     """
@@ -136,7 +137,19 @@ class SlotAcceptance:
     reached: int
     accepted: int
     conditional: float | None
+    conditional_low: float | None
+    conditional_high: float | None
     cumulative: float | None
+
+    @classmethod
+    def of(
+        cls, slot: int, reached: int, accepted: int, cumulative: float | None
+    ) -> "SlotAcceptance":
+        """With the rate and the interval of its counts."""
+        if not reached:
+            return cls(slot, reached, accepted, None, None, None, cumulative)
+        low, high = wilson_interval(accepted, reached)
+        return cls(slot, reached, accepted, accepted / reached, low, high, cumulative)
 
 
 @dataclass(frozen=True)
@@ -269,7 +282,7 @@ def slot_acceptance(answers: Sequence[Answer], slots: int) -> list[SlotAcceptanc
         # Behind a slot that is never accepted there is nothing; behind a cut nothing is known.
         if cumulative:
             cumulative = None if rate is None else cumulative * rate
-        found.append(SlotAcceptance(slot, accepted + refused, accepted, rate, cumulative))
+        found.append(SlotAcceptance.of(slot, accepted + refused, accepted, cumulative))
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.journal import encode_row
 from data.storage import atomic_file
 
 Row = dict[str, Any]
@@ -25,13 +26,13 @@ class RowLog:
         turns: rows that a finished prompt has, by benchmark and prompt.
 
     Raises:
-        DataError: a line that is no row, or one of a prompt that is not asked.
+        DataError: a line that is no row, a row twice, or one of a prompt that is not asked.
     """
 
     def __init__(self, path: Path, turns: Mapping[tuple[str, str], int]) -> None:
         self.path = path
         self._rows: dict[Key, list[Row]] = {}
-        found, whole = _read(path)
+        found, whole = read_rows(path)
         for number, row in enumerate(found, start=1):
             key = row_key(row, f"{path}:{number}")
             if key[1:] not in turns:
@@ -74,18 +75,32 @@ def row_key(row: Row, place: str) -> Key:
 
 
 def _lines(rows: Iterable[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return b"".join(map(encode_row, rows))
 
 
-def _read(path: Path) -> tuple[list[Row], bool]:
-    """The rows, and whether the file ends with a whole line."""
+def read_rows(path: Path) -> tuple[list[Row], bool]:
+    """The rows of a file, and whether it ends with a whole line.
+
+    Lines end at b"\\n" alone: answers may hold other characters that count as ends of lines. What
+    a kill left of the last line is no row.
+
+    Raises:
+        DataError: a line that is no row of a measurement, or a second row of the same draft,
+            benchmark, prompt and turn; by file and line.
+    """
     if not path.is_file():
         return [], True
     *lines, rest = path.read_bytes().split(b"\n")
-    rows = []
+    rows, seen = list[Row](), set[tuple[str, ...]]()
     for number, line in enumerate(lines, start=1):
+        place = f"{path}:{number}"
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+            raise DataError(f"{place}: not JSON ({error})") from error
+        key = (*row_key(row, place), str(row.get("turn", 0)))
+        if key in seen:
+            raise DataError(f"{place}: {', '.join(key)} is there twice; remove one")
+        seen.add(key)
+        rows.append(row)
     return rows, not rest

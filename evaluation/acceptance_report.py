@@ -16,7 +16,8 @@ NOTE = (
     "tau: tokens per verify cycle without the prefill's token, pooled over all cycles, with a 95 %"
     " bootstrap interval over prompts; macro: mean over answers; as served: the prefill's token"
     " counted; uncut: the last cycle before the end token or the limit cut it. The ceiling is one"
-    " more than the drafted tokens of a cycle."
+    " more than the drafted tokens of a cycle. By position: Wilson intervals, which take cycles for"
+    " independent."
 )
 
 
@@ -95,24 +96,30 @@ def slot_table(slots: Sequence[SlotAcceptance]) -> str:
     """Acceptance by position in the block."""
     lines = [["draft", "reached", "accepted", "given the ones before", "cumulative"], ["---:"] * 5]
     for slot in slots:
-        rates = [_plain(slot.conditional, 3), _plain(slot.cumulative, 3)]
-        lines.append([str(slot.slot), str(slot.reached), str(slot.accepted), *rates])
+        rate = _plain(slot.conditional, 3)
+        if slot.conditional_low is not None and slot.conditional_high is not None:
+            rate += f" [{slot.conditional_low:.3f}, {slot.conditional_high:.3f}]"
+        counts = [str(slot.slot), str(slot.reached), str(slot.accepted)]
+        lines.append([*counts, rate, _plain(slot.cumulative, 3)])
     return _markdown(lines)
 
 
 def markdown_table(table: AcceptanceTable) -> str:
     """The table in the form of a training journey: benchmarks, average, step, gap closed."""
     benchmarks = list(table.prompts)
-    header = ["run", *benchmarks, "average", "step", "gap closed"]
+    header = ["run", *benchmarks, "average", "step", "p", "gap closed"]
     lines = [header, ["---", *(["---:"] * (len(header) - 1))]]
     for row in table.rows:
         is_reference = row.name == table.reference
         step = "-" if is_reference else _signed(row.delta)
         closed = "-" if row.closed is None else f"{row.closed:.0%}"
+        if row.closed_interval is not None and not is_reference and row.delta is not None:
+            closed += f" [{row.closed_interval.low:.0%}, {row.closed_interval.high:.0%}]"
+        p = "-" if is_reference or row.delta is None else f"{row.delta.p:.2g}"
         cells = [_with_interval(row.tau[key], row.tau_interval[key]) for key in benchmarks]
         average = _with_interval(row.average, row.average_interval)
         label = f"{row.name} (reference)" if is_reference else row.name
-        lines.append([label, *cells, average, step, closed])
+        lines.append([label, *cells, average, step, p, closed])
     return _markdown(lines)
 
 

@@ -1,6 +1,5 @@
 """The answers of a measurement: batches of conversations, rows on disk, failures counted."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from data.chat import messages_of, read_chat
 from data.errors import DataError
-from data.fingerprint import fingerprint
+from data.fingerprint import fingerprint, unit_hash
+from data.journal import encode_row
 from evaluation.acceptance import Acceptance, Answer, measure, read_answer
-from evaluation.acceptance_log import Row, RowLog
+from evaluation.acceptance_log import Row, RowLog, read_rows
 from evaluation.acceptance_table import DraftRun
 from evaluation.answering import (
     Answerer,
@@ -19,7 +19,8 @@ from evaluation.answering import (
     answer_row,
     conversation_turns,
 )
-from evaluation.server_acceptance import CountingServer, acceptance_of_counters
+from evaluation.server_acceptance import RemoteAnswerer
+from evaluation.server_counters import CountingServer, acceptance_of_counters
 
 ROWS, FAILED = "acceptance.jsonl", "failed.jsonl"
 # Rows of data/chat by benchmark.
@@ -71,10 +72,12 @@ def answer_all(
 
     Returns:
         acceptance by answerer and benchmark, and the prompts without an answer, with the reason;
-        they are asked again by the next run in this folder.
+        they are asked again by the next run in this folder. They are written to failed.jsonl
+        whatever happens.
 
     Raises:
         DataError: a benchmark without any answer, or a folder with other rows.
+        ServerError: a server that no longer answers; what it has answered is kept.
     """
     turns = {
         (name, row["id"]): len(conversation_turns(row))
@@ -83,26 +86,23 @@ def answer_all(
     }
     log, failures = RowLog(folder / ROWS, turns), list[Row]()
     found: dict[str, dict[str, Acceptance]] = {name: {} for name in answerers}
-    for name, answerer in answerers.items():
-        for benchmark, rows in prompts.items():
-            todo = [row for row in rows if (name, benchmark, row["id"]) not in log]
-            batches = _answered(answerer, benchmark, todo, batch_size, progress)
-            if isinstance(answerer, CountingServer):
-                found[name][benchmark] = _counted(answerer, batches, name, benchmark, failures)
-                continue
-            for batch in batches:
-                log.append(
-                    [
-                        _rows(name, benchmark, row, turns, answerer.drafted)
-                        for row, turns in _without_failures(batch, name, benchmark, failures)
-                    ]
+    try:
+        for name, answerer in answerers.items():
+            for benchmark, rows in prompts.items():
+                todo = [row for row in rows if (name, benchmark, row["id"]) not in log]
+                batches = _answered(answerer, benchmark, todo, batch_size, progress)
+                work = _counted if isinstance(answerer, CountingServer) else _logged
+                found[name][benchmark] = work(
+                    answerer, batches, name, benchmark, failures, log, seed
                 )
-            answers = _answers(log, name, benchmark)
-            _check_any(answers, benchmark, failures)
-            found[name][benchmark] = measure(answers, seed=seed)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in failures)
-    (folder / FAILED).write_text(lines, encoding="utf-8")
+    finally:
+        (folder / FAILED).write_bytes(b"".join(map(encode_row, failures)))
     return found, failures
+
+
+def failed_prompts(failures: Sequence[Row]) -> int:
+    """How many prompts have no answer of at least one draft."""
+    return len({(row["benchmark"], row["id"]) for row in failures})
 
 
 # A batch: prompts with the replies to their turns.
@@ -112,14 +112,30 @@ Batch = list[tuple[Row, list[Reply]]]
 def _answered(
     answerer: Answerer, benchmark: str, rows: Sequence[Row], batch_size: int, progress: Progress
 ) -> Iterator[Batch]:
-    """One batch after the other; prompts of like length go together, which saves padding."""
-    order = sorted(rows, key=lambda row: sum(len(m["content"]) for m in messages_of(row)))
+    """One batch after the other.
+
+    Here prompts of like length go together, which saves padding. A server pads nothing, and what
+    it has answered when it dies shall be no sample of the short prompts alone.
+    """
+    is_remote = isinstance(answerer, RemoteAnswerer)
+    order = sorted(rows, key=_by_chance if is_remote else _by_length)
     with progress(benchmark, "prompts", len(order)) as tick:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             talks = answer_conversations(answerer, benchmark, batch, list(map(messages_of, batch)))
             yield list(zip(batch, talks, strict=True))
             tick(len(batch))
+            # Behind the yield, so that the answers of the batch are kept.
+            if isinstance(answerer, RemoteAnswerer):
+                answerer.check_alive()
+
+
+def _by_chance(row: Row) -> float:
+    return unit_hash(row["id"])
+
+
+def _by_length(row: Row) -> int:
+    return sum(len(message["content"]) for message in messages_of(row))
 
 
 def _without_failures(
@@ -148,23 +164,46 @@ def _answers(log: RowLog, name: str, benchmark: str) -> list[Answer]:
     ]
 
 
+def _logged(
+    answerer: Answerer, batches: Iterator[Batch], name: str, benchmark: str,
+    failures: list[Row], log: RowLog, seed: int,
+) -> Acceptance:  # fmt: skip
+    """A benchmark whose answers are rows."""
+    for batch in batches:
+        log.append(
+            [
+                _rows(name, benchmark, row, turns, answerer.drafted)
+                for row, turns in _without_failures(batch, name, benchmark, failures)
+            ]
+        )
+    answers = _answers(log, name, benchmark)
+    _check_any(answers, name, benchmark, failures)
+    return measure(answers, seed=seed)
+
+
 def _counted(
-    server: Any, batches: Iterator[Batch], name: str, benchmark: str, failures: list[Row]
-) -> Acceptance:
+    server: Any, batches: Iterator[Batch], name: str, benchmark: str,
+    failures: list[Row], *_: Any,
+) -> Acceptance:  # fmt: skip
     """A whole benchmark between two looks at a server's counters."""
     before = server.counters()
     answered = [
         one for batch in batches for one in _without_failures(batch, name, benchmark, failures)
     ]
-    _check_any(answered, benchmark, failures)
+    _check_any(answered, name, benchmark, failures)
     replies = [reply for _, turns in answered for reply in turns]
     counted = server.counters().since(before)
     return acceptance_of_counters(counted, replies, len(answered), server.drafted)
 
 
-def _check_any(found: Sequence[Any], benchmark: str, failures: Sequence[Row]) -> None:
+def _check_any(found: Sequence[Any], name: str, benchmark: str, failures: Sequence[Row]) -> None:
     if not found:
-        raise DataError(f"{benchmark}: no prompt was answered; {failures[0]['error']}")
+        of_these = (
+            row["error"]
+            for row in failures
+            if (row["draft"], row["benchmark"]) == (name, benchmark)
+        )
+        raise DataError(f"{benchmark}: no prompt was answered; {next(of_these)}")
 
 
 def draft_run(
@@ -178,12 +217,9 @@ def draft_run(
     path = folder / ROWS
     if not path.is_file():
         return None
-    answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
-        if isinstance(row, dict) and row.get("draft") == draft:
-            answers.append(read_answer(row, f"{path}:{number}"))
+    answers = [
+        read_answer(row, f"{path}:{number}")
+        for number, row in enumerate(read_rows(path)[0], start=1)
+        if row["draft"] == draft
+    ]
     return DraftRun(label, conditions, answers) if answers else None

@@ -62,6 +62,9 @@ class TableRow:
         average_gap: reference - run, of the average.
         closed: share of the first run's average gap that is closed; None without a reference, or
             where the reference is not ahead of the first run.
+        closed_interval: 95 %, of the same draws; None where the reference is not ahead in each of
+            them, which makes the share a division by about nothing.
+        tokens, cycles: of the prompts compared, by benchmark; tokens without the prefills'.
     """
 
     name: str
@@ -74,6 +77,9 @@ class TableRow:
     gap: dict[str, Difference] | None
     average_gap: Difference | None
     closed: float | None
+    closed_interval: Interval | None
+    tokens: dict[str, int]
+    cycles: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class _Resampled:
         totals: Mapping[str, NDArray[np.float64]],
         weights: Mapping[str, NDArray[np.float64]],
     ) -> None:
+        self.tokens = {name: int(rows[:, 0].sum()) for name, rows in totals.items()}
+        self.cycles = {name: int(rows[:, 1].sum()) for name, rows in totals.items()}
         self.value = {name: _pooled(rows.sum(0)) for name, rows in totals.items()}
         self.draws = {name: _pooled(weights[name] @ rows) for name, rows in totals.items()}
         self.average = float(np.mean(list(self.value.values())))
@@ -159,7 +167,17 @@ def _row(
         gap=_differences(bar, here) if bar else None,
         average_gap=_average_difference(bar, here) if bar else None,
         closed=(here.average - first.average) / ahead if ahead > 0 else None,
+        closed_interval=_closed_interval(here, first, bar) if bar and ahead > 0 else None,
+        tokens=here.tokens,
+        cycles=here.cycles,
     )
+
+
+def _closed_interval(here: _Resampled, first: _Resampled, bar: _Resampled) -> Interval | None:
+    ahead = bar.average_draws - first.average_draws
+    if not np.all(ahead > 0):
+        return None
+    return _interval((here.average_draws - first.average_draws) / ahead)
 
 
 def _differences(first: _Resampled, second: _Resampled) -> dict[str, Difference]:

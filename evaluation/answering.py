@@ -38,7 +38,9 @@ class Question:
     @property
     def key(self) -> int:
         """The request's number among sampled answers, the same in every batch and order."""
-        return fold_key(list(f"{self.benchmark}\n{self.id}\n{self.turn}".encode()))
+        name = f"{self.benchmark}\n{self.id}\n{self.turn}"
+        # Half a surrogate pair, which JSON can bring, has no other bytes.
+        return fold_key(list(name.encode("utf-8", "surrogatepass")))
 
 
 @dataclass(frozen=True)
@@ -110,27 +112,29 @@ class LocalAnswerer:
         return self.draft.drafted
 
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
-        """All of them together; a prompt that leaves no room for an answer is an error reply."""
-        prompts = [self.target.chat_ids(q.messages, self.thinking) for q in questions]
-        longest = self.target.max_positions
-        replies = [
-            Reply(error=f"prompt of {len(ids)} tokens; the target has room for {longest}")
-            for ids in prompts
-        ]
-        fitting = [place for place, ids in enumerate(prompts) if len(ids) < longest]
-        if not fitting:
+        """All of them together; a prompt that leaves no room for an answer, or that the chat
+        template refuses, is an error reply."""
+        prompts: dict[int, list[int]] = {}
+        replies: list[Reply] = []
+        for place, question in enumerate(questions):
+            try:
+                prompts[place] = self.prompt_ids(question)
+                replies.append(Reply())
+            except DataError as error:
+                replies.append(Reply(error=str(error)))
+        if not prompts:
             return replies
         results = speculate(
             self.target.model,
             self.draft,
-            [prompts[place] for place in fitting],
+            list(prompts.values()),
             self.rule,
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.target.stop_ids,
             seed=self.seed,
-            requests=[questions[place].key for place in fitting],
+            requests=[questions[place].key for place in prompts],
         )
-        for place, result in zip(fitting, results, strict=True):
+        for place, result in zip(prompts, results, strict=True):
             assert result.finish is not None
             replies[place] = Reply(
                 text=str(self.target.tokenizer.decode(result.token_ids, skip_special_tokens=True)),
@@ -142,6 +146,18 @@ class LocalAnswerer:
                 finish=result.finish,
             )
         return replies
+
+    def prompt_ids(self, question: Question) -> list[int]:
+        """The tokens of a conversation.
+
+        Raises:
+            DataError: it leaves no room for an answer, or the chat template refuses it.
+        """
+        longest = self.target.max_positions
+        ids = self.target.chat_ids(question.messages, self.thinking)
+        if len(ids) >= longest:
+            raise DataError(f"prompt of {len(ids)} tokens; the target has room for {longest}")
+        return ids
 
 
 def conversation_turns(row: Mapping[str, Any]) -> list[str | None]:

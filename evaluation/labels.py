@@ -22,8 +22,10 @@ ALL = "all"
 TOKENS, WORDS = "tokens", "words"
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9}
 UNKNOWN = "unknown"
-# A mark of LaTeX: a command, or a delimiter of mathematics.
-LATEX = re.compile(r"\\[A-Za-z]+|\\[()\[\]]|\$\$?")
+# A mark of LaTeX: a command, or a delimiter that mathematics begins with. A dollar is one where a
+# text without a space at either end follows and the dollar behind it is before no digit: "$5 and
+# $10" are prices.
+LATEX = re.compile(r"\\[A-Za-z]+|\\[()\[\]]|\$\$|\$(?=[^\s$](?:[^$\n]*[^\s$\\])?\$(?![\d$]))")
 BOXED = re.compile(r"\\boxed\b")
 # What says nothing about the language of an answer: code and formulas.
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)

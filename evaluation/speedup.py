@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.errors import DataError
 from decoding.drafts import Draft, NoDraft
 from decoding.speculate import SpeculativeResult, speculate
 from decoding.verification import Verification
-from evaluation.statistics import bootstrap_ratio
+from evaluation.statistics import bootstrap_interval
 from models.causal import CausalTarget
 
 
@@ -102,8 +105,7 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def measure_speedup(timings: Sequence[Timing], seed: int = 0) -> Speedup:
     """Pooled over prompts: (tokens / s) / (plain tokens / plain s).
 
-    The interval resamples prompts; it divides the times by the tokens first, which is the same
-    ratio where the answers are equal.
+    The interval resamples prompts, all four columns of a prompt together.
 
     Raises:
         DataError: nothing was timed.
@@ -117,11 +119,14 @@ def measure_speedup(timings: Sequence[Timing], seed: int = 0) -> Speedup:
     speculative = sum(timing.tokens for timing in timings) / speculative_s
     low = high = None
     if len(timings) > 1:
-        # Seconds that plain decoding would have needed for the tokens of the speculative answer.
-        plain_for_same = [t.plain_s * t.tokens / t.plain_tokens for t in timings]
-        ratio = bootstrap_ratio(plain_for_same, [t.speculative_s for t in timings], seed=seed)
-        low, high = ratio.low, ratio.high
+        columns = [(t.tokens, t.speculative_s, t.plain_tokens, t.plain_s) for t in timings]
+        low, high = bootstrap_interval(columns, _ratio_of_rates, seed=seed)
     return Speedup(
         speculative / plain, low, high, len(timings), plain, speculative,
         sum(not timing.same for timing in timings),
     )  # fmt: skip
+
+
+def _ratio_of_rates(sums_R4: NDArray[np.float64]) -> NDArray[np.float64]:
+    tokens, seconds, plain_tokens, plain_seconds = sums_R4.T
+    return (tokens / seconds) / (plain_tokens / plain_seconds)

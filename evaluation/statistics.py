@@ -1,7 +1,7 @@
 """Intervals and standard errors for the numbers that are reported."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -213,6 +213,39 @@ def bootstrap_ratio(
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     value = float(above.sum() / below.sum())
     return RatioEstimate(value, float(ratios.std(ddof=1)), float(low), float(high))
+
+
+def bootstrap_interval(
+    rows: Sequence[Sequence[float]],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a function of the sums of several columns, over resampled rows.
+
+    What belongs to a row is drawn together (Efron 1979), so a ratio of ratios keeps what its parts
+    have in common.
+
+    Args:
+        rows: the columns of every row.
+        statistic: of the sums [resamples, columns], one value each.
+        num_resamples: number of resampled data sets; at least 2.
+        confidence: coverage of the interval, between 0 and 1.
+        seed: determines the resampling.
+
+    Raises:
+        DataError: no rows.
+    """
+    table = np.asarray(rows, dtype=np.float64)
+    if table.size == 0:
+        raise DataError("an interval needs at least 1 row, got 0")
+    assert num_resamples >= 2 and 0 < confidence < 1
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    picks = (rng.integers(0, len(table), len(table)) for _ in range(num_resamples))
+    values = statistic(np.array([table[pick].sum(0) for pick in picks]))
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
 
 
 def _normal_quantile(confidence: float) -> float:

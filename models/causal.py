@@ -77,6 +77,16 @@ class CausalTarget:
         return cast(Tensor, self.model.get_output_embeddings().weight)
 
     @property
+    def dtype(self) -> str:
+        """In which the weights are held; two of them give two sets of answers."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Identity of the vocabulary and the chat template."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer, by the model's generation settings and its tokenizer."""
         named = self.model.generation_config.eos_token_id
@@ -218,6 +228,12 @@ def folder_fingerprint(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     weights = sorted(folder.glob("*.safetensors"))
     return fingerprint([config_identity(config), files_fingerprint(weights)])
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identity of a tokenizer's vocabulary and chat template, which a model's weights do not
+    determine: folders with the same weights may speak to them in other ways."""
+    return fingerprint([tokenizer.get_vocab(), tokenizer.chat_template])
 
 
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -15,19 +16,24 @@ from torch import nn
 
 from algorithm import open_checkpoint
 from data.chat import messages_of
+from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
+from data.storage import exclusive
 from decoding.drafts import NetworkDraft
 from evaluation.acceptance import Acceptance
 from evaluation.acceptance_report import write_report
 from evaluation.acceptance_run import (
+    ROWS,
     Prompts,
     answer_all,
     draft_run,
+    failed_prompts,
     prompt_conditions,
     read_prompts,
 )
 from evaluation.acceptance_table import AcceptanceTable, acceptance_table
 from evaluation.answering import Answerer, LocalAnswerer, Question
+from evaluation.server_acceptance import RemoteAnswerer
 from evaluation.speedup import Speedup, measure_speedup, time_prompts
 from models.causal import CausalTarget
 from models.dflash import DFlashNetwork
@@ -82,7 +88,18 @@ def run(cfg: DictConfig) -> dict[str, float]:
         DataError: bad prompts, or nothing but failures.
     """
     prompts = read_prompts(cfg.mode.prompts, cfg.mode.limit)
-    measured, cfg = build(cfg)
+    with ExitStack() as stack:
+        # Two runs in one folder would write each other's rows.
+        stack.enter_context(exclusive(Path(cfg.paths.run_dir) / ROWS, "paths.run_dir"))
+        measured, cfg = build(cfg)
+        for answerer in measured.answerers.values():
+            if isinstance(answerer, RemoteAnswerer):
+                stack.callback(answerer.close)
+        return measure_all(measured, prompts, cfg)
+
+
+def measure_all(measured: Measured, prompts: Prompts, cfg: DictConfig) -> dict[str, float]:
+    """Answer, measure and report; the caller holds the folder."""
     run_dir = Path(cfg.paths.run_dir)
     conditions = measured.conditions | prompt_conditions(prompts)
     claim_folder(run_dir, conditions | measured.identity)
@@ -92,6 +109,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     found, failures = answer_all(
         measured.answerers, prompts, run_dir, cfg.mode.batch_size, counting, cfg.seed
     )
+    failed = failed_prompts(failures)
     speedup = time_all(measured.answerers[DRAFT], prompts, cfg, run_dir)
     table = against_reference(run_dir, measured, conditions)
     label = cfg.mode.label or run_dir.name
@@ -101,7 +119,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
             "label": label,
             "conditions": conditions,
             "identity": measured.identity,
-            "failed": len(failures),
+            "failed": failed,
             "acceptance": {
                 name: {key: asdict(one) for key, one in by_benchmark.items()}
                 for name, by_benchmark in found.items()
@@ -110,9 +128,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
             "against_reference": asdict(table) if table else None,
         },
     )
-    text = write_report(run_dir, label, found, speedup, len(failures), table)
+    text = write_report(run_dir, label, found, speedup, failed, table)
     print(text)
-    return metrics_of(found, speedup, len(failures))
+    return metrics_of(found, speedup, failed)
 
 
 def build(cfg: DictConfig) -> tuple[Measured, DictConfig]:
@@ -138,8 +156,19 @@ def _served(cfg: DictConfig) -> tuple[Measured, DictConfig]:
     node = OmegaConf.create({k: v for k, v in mode.server.items() if k != "target"})
     options = {"max_new_tokens": mode.max_new_tokens, "thinking": mode.thinking}
     answerer = instantiate(node, **options)
-    conditions = {**_conditions(cfg), "target": mode.server.target, "backend": mode.server.name}
-    identity = {"draft": mode.server.base_url, "drafted": answerer.drafted}
+    about = answerer.identity()
+    if about["draft"] is None:
+        answerer.close()
+        raise ConfigError(
+            "mode.server.draft=null: the server does not tell which draft it runs; allowed: a name"
+        )
+    conditions = {
+        **_conditions(cfg),
+        "target": mode.server.target,
+        "tokenizer": about["tokenizer"],
+        "backend": mode.server.name,
+    }
+    identity = {"draft": about["draft"], "drafted": answerer.drafted}
     return Measured({DRAFT: answerer}, conditions, identity), cfg
 
 
@@ -172,9 +201,13 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
         answerers[name] = LocalAnswerer(
             target, draft, rule, cfg.mode.max_new_tokens, cfg.mode.thinking, cfg.seed
         )
-    dtype = str(target.model.dtype).removeprefix("torch.")
     identity["drafted"] = answerers[DRAFT].drafted
-    conditions = {**_conditions(cfg), "target": target.fingerprint, "backend": f"local {dtype}"}
+    conditions = {
+        **_conditions(cfg),
+        "target": target.fingerprint,
+        "tokenizer": target.text_fingerprint,
+        "backend": f"local {target.dtype}",
+    }
     return Measured(answerers, conditions, identity), cfg
 
 
@@ -278,9 +311,11 @@ def _encoded(
 ) -> Iterator[tuple[Question, list[int]]]:
     for row in rows:
         question = Question(benchmark, row["id"], 0, messages_of(row))
-        ids = answerer.target.chat_ids(question.messages, answerer.thinking)
-        if len(ids) < answerer.target.max_positions:
-            yield question, ids
+        try:
+            yield question, answerer.prompt_ids(question)
+        except DataError:
+            # Counted as failed when it was to be answered.
+            continue
 
 
 def against_reference(

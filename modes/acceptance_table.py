@@ -103,7 +103,8 @@ def report(table: AcceptanceTable, folders: Sequence[Path], remarks: Sequence[st
     prompts = ", ".join(f"{name} {count}" for name, count in table.prompts.items())
     said = [
         "tau: tokens per verify cycle, pooled; average: unweighted mean of the benchmarks; step: to"
-        " the row before. 95 % intervals of a paired bootstrap over prompts.",
+        " the row before, p its two-sided bootstrap p-value. 95 % intervals of a paired bootstrap"
+        " over prompts.",
         f"prompts: {prompts}; {table.left_out} left out, which had no verify cycle in some run",
         f"runs: {', '.join(str(folder) for folder in folders)}",
         *(["what the reference was trained on is not known here: it may have seen the benchmarks"]
@@ -125,4 +126,7 @@ def metrics_of(table: AcceptanceTable) -> dict[str, float]:
             metrics[f"delta_high/{row.name}"] = row.delta.high
         if row.closed is not None:
             metrics[f"closed/{row.name}"] = row.closed
+        if row.closed_interval is not None:
+            metrics[f"closed_low/{row.name}"] = row.closed_interval.low
+            metrics[f"closed_high/{row.name}"] = row.closed_interval.high
     return metrics

@@ -187,7 +187,8 @@ def check_options(manifest: Path, options: dict[str, Any]) -> None:
         before = json.loads(manifest.read_text())["options"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{OUTPUT}={manifest.parent}: {manifest.name} is damaged") from error
-    for name, value in options.items():
+    for name in {**options, **before}:
+        value = options.get(name)
         if before.get(name) != value:
             raise ConfigError(
                 f"{name}={_shown(value)}: the answers in {manifest.parent} were begun with"

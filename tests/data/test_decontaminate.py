@@ -112,6 +112,21 @@ def test_tests_and_second_turns_of_items_count():
     }
 
 
+def test_what_was_said_before_counts_as_context():
+    """An example in the system's turn and an earlier answer teach as much as a prompt does."""
+    index = EvaluationIndex(OverlapRule())
+    index.add(ITEM)
+    turns = [("system", f"Example: {QUESTION}"), ("user", "Go on."),
+             ("assistant", ITEM["answer"]), ("user", "And?")]  # fmt: skip
+    messages = [{"role": role, "content": text} for role, text in turns]
+    found = kinds(index.hits({"id": "r", "source": "s", "messages": messages}))
+    assert {hit[1:3] for hit in found} == {("question", "context"), ("answer", "context")}
+    assert (*("gsm8k/0", "question", "context"), CONTAINMENT) in found
+    messages[0]["content"] = QUESTION
+    found = kinds(index.hits({"id": "r", "source": "s", "messages": messages}))
+    assert all(kind != WHOLE for *_, kind in found), "a whole prompt is the user's"
+
+
 def test_every_item_that_is_hit_is_reported():
     second = ITEM | {"id": "copy/0", "source": "copy"}
     assert {hit.part.set for hit in hits_of(QUESTION, ITEM, second)} == {"gsm8k", "copy"}

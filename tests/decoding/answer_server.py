@@ -19,6 +19,17 @@ BODIES: dict[str, dict] = {}
 LOCK = threading.Lock()
 STATE = {"answered": 0, "under_way": 0, "most": 0}
 
+# What Python reads 1e999 as, and writes as Infinity.
+TOLD_LENGTHS = {"endless": float("inf"), "negative": -3, "lengthy": "many"}
+
+BARRIERS: dict[int, threading.Barrier] = {}
+
+
+def barrier_of(count: int) -> threading.Barrier:
+    """ "meet 3 a" is answered when three such requests are under way."""
+    with LOCK:
+        return BARRIERS.setdefault(count, threading.Barrier(count))
+
 
 def reply_to(content: str, body: dict) -> dict:
     command = content.split()[0] if content.split() else ""
@@ -30,7 +41,7 @@ def reply_to(content: str, body: dict) -> dict:
     if body.get("return_token_ids") and command != "noids":
         choice["token_ids"] = ["a"] if command == "badids" else ids
     if body.get("logprobs"):
-        values = [-0.5] * len(ids)
+        values = [float("nan") if command == "nan" else -0.5] * len(ids)
         content_of = {"content": [{"token": "x", "logprob": value} for value in values]}
         choice["logprobs"] = content_of if "messages" in body else {"token_logprobs": values}
     if command == "tool":
@@ -40,6 +51,8 @@ def reply_to(content: str, body: dict) -> dict:
     if command == "null":
         message["content"] = None
     choice |= {"message": message} if "messages" in body else {"text": text}
+    if command in TOLD_LENGTHS:
+        return {"choices": [choice], "usage": {"completion_tokens": TOLD_LENGTHS[command]}}
     return {"choices": [choice], "usage": {"completion_tokens": len(ids)}}
 
 
@@ -73,7 +86,9 @@ class Handler(BaseHTTPRequestHandler):
             if DIE_AFTER and STATE["answered"] > DIE_AFTER:
                 os._exit(1)
             attempt = ATTEMPTS[content]
-        time.sleep(DELAY_S)
+        if content.startswith("meet"):
+            barrier_of(int(content.split()[1])).wait(20)
+        time.sleep(0.5 if content.startswith("slow") else DELAY_S)
         with LOCK:
             STATE["under_way"] -= 1
         command = content.split()[0] if content.split() else ""
@@ -81,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif command == "hang":
             time.sleep(5)
+        elif command == "huge":
+            self.send(200, b" " * (65 << 20))
         elif command == "html":
             self.send(200, b"<html>Welcome</html>")
         elif command == "half":

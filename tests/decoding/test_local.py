@@ -130,6 +130,7 @@ def test_the_end_of_the_context_is_the_limit():
         (GenerationRequest("x", prompt_ids=[260]), "token ids outside 0 .. 259"),
         (GenerationRequest("x", prompt_ids=[-1]), "token ids outside"),
         (GenerationRequest("x", messages=[{"role": "user", "content": "long " * 99}]), "a prompt"),
+        (GenerationRequest("x", messages=[{"role": "user", "content": "\ud83d"}]), "refuses"),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_a_result(request_, reason):
@@ -163,8 +164,28 @@ def test_nothing_to_answer():
 def test_a_model_that_forgets_is_refused():
     target = tiny_causal(num_hidden_layers=2)
     target.model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(DataError, match=r"has layers of sliding_attention; .* use a server"):
+    with pytest.raises(DataError, match=r"tiny_causal: layers of sliding_attention; .*a server"):
         LocalGenerator(target, GenerationSettings())
+    target.model.config.layer_types = None
+    target.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(DataError, match=r"target tiny_causal: rope_type=dynamic, .*a server"):
+        LocalGenerator(target, GenerationSettings())
+    target.model.config.rope_parameters = None
+    target.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(DataError, match="attn_implementation=flash_attention_2, which"):
+        LocalGenerator(target, GenerationSettings())
+
+
+def test_the_identity_tells_numbers_and_texts_apart():
+    one, other = tiny_causal(num_hidden_layers=2), tiny_causal(num_hidden_layers=2)
+    settings_ = GenerationSettings()
+    assert LocalGenerator(one, settings_).identity() == LocalGenerator(other, settings_).identity()
+    other.tokenizer.chat_template += " "
+    found = LocalGenerator(one, settings_).identity(), LocalGenerator(other, settings_).identity()
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {"tokenizer"}
+    assert found[0]["dtype"] == "float32"
+    wide = LocalGenerator(tiny_causal(num_hidden_layers=2, dtype="float64"), settings_).identity()
+    assert {key for key in wide if wide[key] != found[0][key]} >= {"dtype"}
 
 
 def test_choose_follows_temperature_top_k_and_top_p():

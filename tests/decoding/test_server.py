@@ -1,5 +1,6 @@
 """The client of OpenAI-compatible servers, against real ones: this one's own, and transformers'."""
 
+import asyncio
 import json
 import os
 import socket
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from decoding.generate import GenerationRequest, GenerationSettings
+from decoding.generate import GenerationRequest, GenerationResult, GenerationSettings
 from decoding.local import LocalGenerator
-from decoding.server import ServerError, ServerGenerator
+from decoding.server import ServerGenerator, _Outcome
+from decoding.server_protocol import ServerError
 from models.tiny_causal import byte_tokenizer, tiny_causal
 from tests.decoding.servers import answer_server
 
@@ -55,9 +57,11 @@ def test_an_answer_at_the_limit_is_capped(server):
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_than_allowed_are_under_way(tmp_path, concurrency):
-    with answer_server(tmp_path, delay_s=0.1) as slow:
-        ask(slow, chat(*"abcdefgh"), concurrency=concurrency)
-        assert slow.seen("state")["most"] == concurrency
+    with answer_server(tmp_path) as server:
+        meeting = [f"meet {concurrency} {name}" for name in "abcdef"]
+        results = ask(server, chat(*meeting), concurrency=concurrency)
+        assert all(result.error is None for result in results.values())
+        assert server.seen("state")["most"] == concurrency
 
 
 def test_requests_are_read_as_they_are_needed(server):
@@ -79,11 +83,12 @@ def test_what_is_sent(server):
     settings = GenerationSettings(
         max_new_tokens=7, temperature=0.5, top_p=0.9, top_k=3, thinking=True, stop_ids=(4, 5)
     )
-    ask(server, chat("sent"), settings, extra_body={"min_p": 0.1, "top_p": None})
+    ask(server, chat("sent"), settings, extra_body={"min_p": 0.1, "presence_penalty": None})
     body = server.seen("bodies")["sent"]
     seed = body.pop("seed")
     assert 0 <= seed < 2**31 and body == {
         "model": "toy", "max_tokens": 7, "temperature": 0.5, "top_k": 3, "stream": False,
+        "top_p": 0.9, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
         "messages": [{"role": "user", "content": "sent"}], "stop_token_ids": [4, 5], "min_p": 0.1,
         "chat_template_kwargs": {"enable_thinking": True}, "return_token_ids": True,
     }  # fmt: skip
@@ -91,6 +96,16 @@ def test_what_is_sent(server):
     assert set(server.seen("bodies")["greedy"]) == {
         "model", "max_tokens", "temperature", "stream", "messages", "chat_template_kwargs",
     }  # fmt: skip
+
+
+def test_greedy_is_greedy_whatever_the_model_recommends(server):
+    """A penalty of its generation_config.json would change answers even at temperature 0."""
+    ask(server, chat("plain"))
+    body = server.seen("bodies")["plain"]
+    assert body["temperature"] == 0.0 and "seed" not in body
+    neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+               "presence_penalty": 0.0, "frequency_penalty": 0.0}  # fmt: skip
+    assert {name: body[name] for name in neutral} == neutral
 
 
 def test_prompts_of_tokens_go_to_the_other_door(server):
@@ -121,6 +136,9 @@ def test_logprobs_of_a_chat(server):
         ("500 a", 'HTTP 500: {"error": "no"} (3 attempts)'),
         ("503 a", "HTTP 503"),
         ("drop a", "RemoteProtocolError"),
+        ("endless a", "completion_tokens=inf, which is no count"),
+        ("negative a", "completion_tokens=-3, which is no count"),
+        ("lengthy a", "completion_tokens='many', which is no count"),
     ],
 )
 def test_what_is_no_answer_fails_after_retries(server, content, reason):
@@ -130,6 +148,24 @@ def test_what_is_no_answer_fails_after_retries(server, content, reason):
     assert reason in failed.error and "\n" not in failed.error
     assert failed.text == "" and failed.token_ids is None
     assert server.seen("attempts")[content] == 3
+
+
+def test_logprobs_that_are_no_numbers(server):
+    settings = GenerationSettings(logprobs=True)
+    results = ask(server, chat("nan a", "good"), settings)
+    assert "logprobs that are no numbers" in results["nan a"].error and not results["good"].error
+
+
+def test_a_reply_without_end_is_cut_off(server):
+    results = ask(server, chat("huge a", "good"), retries=0)
+    assert "a reply of more than 67108864 bytes" in results["huge a"].error
+    assert results["good"].error is None
+
+
+def test_half_a_surrogate_pair_fails_alone(server):
+    results = ask(server, chat("\ud83d broken", "good"))
+    assert results["\ud83d broken"].error == "the prompt is no Unicode text"
+    assert results["good"].error is None
 
 
 def test_time_runs_out(server):
@@ -157,8 +193,32 @@ def test_refusals_do_not_kill_a_server_that_answers(server):
 
 
 def test_a_server_that_refuses_everything_is_left(server):
-    with pytest.raises(ServerError, match=r"3 requests in a row .*, after 0 .*HTTP 400"):
+    with pytest.raises(ServerError, match=r"4 requests in a row .*, after 0 .*HTTP 400"):
         ask(server, chat(*(f"400 x{n}" for n in range(9))), max_failures=3, concurrency=1)
+
+
+def test_quick_refusals_do_not_kill_a_server_that_is_still_thinking(server):
+    """Six refusals come back before the first answer does."""
+    contents = ["slow a", "slow b", *(f"400 q{n}" for n in range(6)), "late"]
+    results = ask(server, chat(*contents), max_failures=3, concurrency=4)
+    assert len(results) == 9
+    assert [results[name].error for name in ("slow a", "slow b", "late")] == [None] * 3
+
+
+def test_all_that_has_ended_comes_before_the_error():
+    """Four outcomes arrive together; already two of them make the server dead."""
+    options = {**FAST, "max_failures": 2}
+    generator = ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **options)
+
+    async def answer(client, request):
+        return _Outcome(GenerationResult(request.id, error="no"))
+
+    generator._answer = answer
+    kept = []
+    with pytest.raises(ServerError, match="4 requests in a row got no answer, after 0"):
+        for result in generator.generate(chat(*"abcdef")):
+            kept.append(result.id)
+    assert sorted(kept) == list("abcd")
 
 
 def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
@@ -177,13 +237,35 @@ def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
     assert "\n" not in message
 
 
+class Signal(BaseException):
+    """What a signal handler raises."""
+
+
+def test_a_signal_inside_of_a_callback_ends_the_requests():
+    """The loop only logs what callbacks raise, and the callback that was to end a wait is lost."""
+    generator = ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **FAST)
+
+    async def answer(client, request):
+        def interrupt():
+            raise Signal
+
+        asyncio.get_running_loop().call_soon(interrupt)
+        await asyncio.sleep(60)
+
+    generator._answer = answer
+    started = time.monotonic()
+    with pytest.raises(Signal):
+        list(generator.generate(chat(*"abcdef")))
+    assert time.monotonic() - started < 10
+
+
 def test_nobody_there():
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         options = {**FAST, "max_failures": 2}
         generator = ServerGenerator(GenerationSettings(), url, "toy", **options)
-        with pytest.raises(ServerError, match=r"2 requests in a row got no answer, .*ConnectError"):
+        with pytest.raises(ServerError, match=r"requests in a row got no answer, .*ConnectError"):
             list(generator.generate(chat(*"abcdef")))
 
 
@@ -207,6 +289,8 @@ def test_tokens_made_from_the_text(server, tmp_path):
         ({"token_ids": "retokenise"}, "needs tokenizer=FOLDER"),
         ({"token_ids": "retokenise", "tokenizer": "/nowhere/at/all"}, "tokenizer=/nowhere/at/all"),
         ({"concurrency": 0}, "concurrency=0"),
+        ({"extra_body": {"top_k": 5}}, r"extra_body\.top_k: decided by the settings of mode"),
+        ({"extra_body": {"temperature": None}}, r"extra_body\.temperature"),
         ({"retries": -1}, "retries=-1"),
     ],
 )
@@ -220,7 +304,35 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     options = {"api_key_variable": "TOY_KEY"}
     generator = ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **options)
     assert "sesame" not in json.dumps(generator.identity())
-    assert generator._headers == {"Authorization": "Bearer sesame"}
+    assert generator._headers["Authorization"] == "Bearer sesame"
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="base_url: has a user or a password") as stop:
+        ServerGenerator(GenerationSettings(), "http://me:secret@127.0.0.1:1/v1", "toy")
+    assert "secret" not in str(stop.value)
+
+
+def test_the_identity_has_all_that_decides_answers(tmp_path):
+    where, settings = "http://127.0.0.1:1/v1", GenerationSettings()
+    byte_tokenizer().save_pretrained(tmp_path)
+    options = {"token_ids": "retokenise", "tokenizer": str(tmp_path)}
+    one = ServerGenerator(settings, where, "toy", **options).identity()
+    other = byte_tokenizer()
+    other.chat_template = "{{ messages }}"
+    other.save_pretrained(tmp_path)
+    two = ServerGenerator(settings, where, "toy", **options, extra_body={"min_p": 0.1}).identity()
+    assert {key for key in one if one[key] != two[key]} == {"tokenizer", "extra_body"}
+    assert ServerGenerator(settings, where, "toy").identity()["tokenizer"] is None
+
+
+def test_retokenising_needs_an_end_token(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    options = {"token_ids": "retokenise", "tokenizer": str(tmp_path)}
+    with pytest.raises(ValueError, match="has no end token"):
+        ServerGenerator(GenerationSettings(), "http://127.0.0.1:1/v1", "toy", **options)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import DataError
 from decoding.drafts import NetworkDraft, NoDraft, OracleDraft, RandomDraft
 from decoding.row_cache import STEP, RowCache, additive
 from decoding.speculate import LENGTH, STOP, speculate
@@ -202,8 +203,25 @@ def test_targets_that_forget_or_change_their_logits_are_refused():
     with pytest.raises(ValueError, match=r"target gemma: final_logit_softcapping=30\.0"):
         greedy(SimpleNamespace(config=config, device="cpu"), NoDraft(), [[1]], 4)
     config = SimpleNamespace(model_type="x", layer_types=["full_attention", "sliding_attention"])
-    with pytest.raises(ValueError, match=r"target x: layers of full_attention, sliding_attention"):
+    with pytest.raises(DataError, match=r"target x: layers of sliding_attention; allowed: full_at"):
         RowCache(SimpleNamespace(config=config, device=model.device), 1)
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_targets_whose_rows_would_depend_on_each_other_are_refused(rope):
+    config = SimpleNamespace(model_type="x", rope_parameters={"rope_type": rope})
+    with pytest.raises(DataError, match=f"target x: rope_type={rope}, which depends on the longes"):
+        RowCache(SimpleNamespace(config=config), 1)
+    config.rope_parameters = {"full_attention": {"rope_type": rope, "rope_theta": 1.0}}
+    with pytest.raises(DataError, match=f"rope_type={rope}"):
+        RowCache(SimpleNamespace(config=config), 1)
+
+
+def test_an_attention_without_masks_is_refused():
+    model = tiny_target()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(DataError, match="attn_implementation=flash_attention_2, which takes no"):
+        greedy(model, NoDraft(), [[1]], 4)
 
 
 def test_block_sizes_up_to_the_trained_one():

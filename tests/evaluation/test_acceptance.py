@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from evaluation.acceptance import Answer, measure, per_prompt, read_answer
+from evaluation.statistics import wilson_interval
 
 
 def answer(name, accepted, *, last=None, drafted=15, **more):
@@ -43,6 +44,8 @@ def test_positions_and_histogram():
     assert [(s.reached, s.accepted) for s in found.slots] == [(4, 3), (3, 3), (3, 1)]
     assert [s.conditional for s in found.slots] == pytest.approx([3 / 4, 1.0, 1 / 3])
     assert [s.cumulative for s in found.slots] == pytest.approx([3 / 4, 3 / 4, 1 / 4])
+    ends = [(s.conditional_low, s.conditional_high) for s in found.slots]
+    assert ends == [wilson_interval(3, 4), wilson_interval(3, 3), wilson_interval(1, 3)]
     assert 1 + sum(s.cumulative for s in found.slots) == pytest.approx(found.tau)
 
 

@@ -95,6 +95,20 @@ def test_pairing_sees_a_step_that_single_intervals_hide():
     assert no_step.low < 0 < no_step.high and no_step.p > 0.05
 
 
+def test_the_closed_share_has_the_interval_of_the_paired_draws():
+    """Half of a lead of 0.8 is closed; what makes a prompt hard cancels above and below."""
+    first, bar = noisy("a", 0.0, 1), noisy("c", 0.8, 3)
+    row = acceptance_table([first, noisy("b", 0.4, 2)], bar).rows[1]
+    low, high = row.closed_interval
+    assert low < row.closed < high and row.closed == pytest.approx(0.5, abs=0.06)
+    assert 0.02 < high - low < 0.2
+    table = acceptance_table([first, noisy("b", 0.4, 2)], noisy("c", 0.02, 3))
+    assert table.rows[1].closed_interval is None, "the reference is ahead in some draws only"
+    answers = noisy("b", 0.4, 2).answers
+    assert row.cycles == {"gsm8k": sum(a.cycles for a in answers)}
+    assert row.tokens == {"gsm8k": sum(a.committed for a in answers)}
+
+
 def test_a_table_is_reproducible():
     runs = [noisy("a", 0.0, 1), noisy("b", 0.2, 2)]
     assert acceptance_table(runs, seed=1) == acceptance_table(runs, seed=1)
@@ -146,11 +160,13 @@ def test_markdown():
     text = markdown_table(acceptance_table(stages, bar))
     lines = text.splitlines()
     assert lines[0] == (
-        "| run | gsm8k | math500 | humaneval | mbpp | mt_bench | average | step | gap closed |"
+        "| run | gsm8k | math500 | humaneval | mbpp | mt_bench | average | step | p | gap closed |"
     )
     assert lines[5].startswith("| M1.9 | 6.27 [6.27, 6.27] | 7.18 ")
-    assert lines[5].endswith("| 5.45 [5.45, 5.45] | +0.02 [+0.02, +0.02] | 43% |")
-    assert lines[6].startswith("| M0 (reference) |") and lines[6].endswith("| - | 100% |")
+    assert lines[5].endswith(
+        "| 5.45 [5.45, 5.45] | +0.02 [+0.02, +0.02] | 0.0005 | 43% [43%, 43%] |"
+    )
+    assert lines[6].startswith("| M0 (reference) |") and lines[6].endswith("| - | - | 100% |")
     gaps = gap_table(acceptance_table(stages, bar)).splitlines()
     assert gaps[3] == "| math500 | M1.9 | 7.18 | 8.24 | +1.06 [+1.06, +1.06] |"
     assert gaps[4].startswith("| humaneval | M1.6 | 5.87 | 6.72 | +0.85 ")
@@ -167,7 +183,7 @@ def test_tables_of_one_draft_and_the_plot(tmp_path):
         "| b | 1 | 1 | 0 | 5 | 2 | 2.00 | 2.00 | 2.50 | 2.50 | 1 | 1 | - |"
     )
     assert slot_table(found.slots).splitlines()[3:] == [
-        "| 2 | 2 | 1 | 0.500 | 0.500 |", "| 3 | 0 | 0 | - | - |",
+        "| 2 | 2 | 1 | 0.500 [0.095, 0.905] | 0.500 |", "| 3 | 0 | 0 | - | - |",
     ]  # fmt: skip
     table = acceptance_table([noisy("a", 0, 1), noisy("b", 0.2, 2)])
     taus = {row.name: row.tau for row in table.rows}

@@ -7,6 +7,7 @@ import pytest
 from data.errors import DataError
 from evaluation.labels import (
     ALL,
+    LATEX,
     audit_labels,
     histogram,
     language_detector,
@@ -35,6 +36,21 @@ ROWS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("It was $5 and is $10 now.", 0),
+        ("Between $5-$10, or $3.", 0),
+        ("$x$ and $y + 1$ for $5", 2),
+        ("$$x = 1$$", 2),
+        (r"$\frac{1}{2}$ is \(0.5\)", 4),
+        ("5$ a piece", 0),
+    ],
+)
+def test_prices_are_no_mathematics(text, marks):
+    assert len(LATEX.findall(text)) == marks
+
+
 def test_figures_by_hand():
     labels = audit_labels(ROWS)
     assert list(labels) == ["chat", "math", ALL] and unit_of(labels) == "tokens"
@@ -43,8 +59,8 @@ def test_figures_by_hand():
     assert found["mean"] == pytest.approx(50 / 3) and found["median"] == 7
     # Quantiles between order statistics 3, 7, 40.
     assert found["p10"] == pytest.approx(3.8) and found["p90"] == pytest.approx(33.4)
-    # $ \frac $ \boxed; \[ \] \( \) \boxedless; nothing.
-    assert found["latex_per_answer"] == pytest.approx((4 + 5 + 0) / 3)
+    # $...$ \frac \boxed; \[ \] \( \) \boxedless; nothing.
+    assert found["latex_per_answer"] == pytest.approx((3 + 5 + 0) / 3)
     assert found["boxed"]["successes"] == 1 and found["degenerate"]["successes"] == 1
     low, high = wilson_interval(1, 2)
     assert found["capped"] == {

@@ -4,12 +4,17 @@ import json
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from data.errors import DataError
+from data.journal import encode_row
 from decoding.drafts import NetworkDraft, NoDraft, OracleDraft
 from decoding.speculate import speculate
 from decoding.verification import Greedy
 from evaluation.acceptance import read_answer
+from evaluation.acceptance_log import RowLog, read_rows
+from evaluation.acceptance_run import draft_run
+from models.causal import CausalTarget
 from models.dflash import DFlashConfig, DFlashNetwork
 from models.dflash_folder import load_draft, write_draft
 from models.tiny_causal import tiny_causal
@@ -264,7 +269,7 @@ def test_a_table_of_runs(files, knowing):
     assert metrics["runs"] == 3 and metrics["delta/run_m2"] != 0
     assert metrics["delta/run_m2"] == pytest.approx(metrics["tau/run_m2"] - metrics["tau/run_m1"])
     text = (files / "table" / "acceptance_table.md").read_text()
-    assert "| run | one | talk | average | step | gap closed |" in text
+    assert "| run | one | talk | average | step | p | gap closed |" in text
     assert "| run_bar (reference) |" in text and "- Noted." in text
     assert "what the reference was trained on is not known here" in text
     assert (files / "table" / "acceptance_table.png").is_file()
@@ -310,3 +315,91 @@ def test_a_trained_checkpoint_is_opened_with_its_target(tmp_path):
     assert 1.05 < metrics["tau/seen"] <= 4 and metrics["speedup_different/seen"] == 0
     said = {row["id"]: row["response"] for row in rows}
     assert all(row["text"] == said[row["id"]] for row in rows_of(tmp_path / "out"))
+
+
+def test_what_an_answer_holds_does_not_cut_its_row(files):
+    """U+2028, U+2029 and U+0085 end lines for Python's texts, not for JSON; half a surrogate pair
+    has no UTF-8."""
+    evaluate(files, "mode.timed_prompts=0")
+    path = files / "out" / "acceptance.jsonl"
+    odd = "one\u2028two\u2029three\u0085four"
+    rows = rows_of(files / "out")
+    rows[0]["text"] = odd
+    path.write_bytes(b"".join(map(encode_row, rows)) + b'{"cut off')
+    found = draft_run(files / "out", "label", "draft", {})
+    assert len(found.answers) == len(rows)
+    log = RowLog(
+        path, {("one", f"p{n}"): 1 for n in range(4)} | {("talk", f"p{n}"): 2 for n in (0, 1)}
+    )
+    assert log.rows()[0]["text"] == odd and len(log.rows()) == len(rows)
+    log.append([[{**rows[0], "draft": "\ud83d", "text": "\ud83d"}]])
+    assert read_rows(path)[0][-1]["text"] == "\ud83d"
+
+
+def test_a_row_twice_is_refused(files):
+    evaluate(files, "mode.timed_prompts=0")
+    path = files / "out" / "acceptance.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[2]]))
+    with pytest.raises(DataError, match=rf"acceptance\.jsonl:{len(lines) + 1}: draft, .* twice"):
+        draft_run(files / "out", "label", "draft", {})
+    with pytest.raises(DataError, match="is there twice; remove one"):
+        evaluate(files, "mode.timed_prompts=0")
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(files, monkeypatch):
+    """The second waits at the door: the lock is held from before the claim to after the report."""
+    held = []
+
+    def look(*_):
+        lock = FileLock(files / "out" / "acceptance.jsonl.lock", timeout=0)
+        with pytest.raises(Timeout):
+            lock.acquire()
+        held.append(True)
+        return ""
+
+    for name in ("claim_folder", "write_report"):
+        monkeypatch.setattr(acceptance_eval, name, look)
+    evaluate(files, "mode.timed_prompts=0")
+    assert held == [True, True]
+
+
+def test_failures_of_two_drafts_are_one_prompt_and_are_told_by_their_benchmark(files):
+    save_draft(files / "other", seed=7)
+    long = json.dumps({"id": "long", "source": "x", "prompt": "word " * 300}) + "\n"
+    with (files / "one.jsonl").open("a") as file:
+        file.write(long)
+    reference = f"mode.reference_draft={files / 'other'}"
+    small = ("model.max_position_embeddings=256", "mode.timed_prompts=1")
+    metrics = evaluate(files, reference, *small)
+    assert metrics["failed"] == 1 and metrics["speedup/one"] > 0
+    lines = (files / "out" / "failed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["draft"] for line in lines] == ["draft", "reference"]
+    (files / "talk.jsonl").write_text(long.replace("word ", "other words "))
+    with pytest.raises(DataError, match="talk: no prompt was answered; prompt of 3") as stop:
+        evaluate(files, *small, out="none")
+    failed = [
+        json.loads(line) for line in (files / "none" / "failed.jsonl").read_text().splitlines()
+    ]
+    assert [row["benchmark"] for row in failed] == ["one", "talk"]
+    assert failed[1]["error"] in str(stop.value) and failed[0]["error"] not in str(stop.value)
+
+
+def test_a_chat_template_that_refuses_is_one_failed_prompt(files, monkeypatch):
+    original = CausalTarget.chat_ids
+
+    def chat_ids(self, messages, thinking=False):
+        if messages[0]["content"] == "word ":
+            raise DataError("its chat template refuses (no)")
+        return original(self, messages, thinking)
+
+    monkeypatch.setattr(CausalTarget, "chat_ids", chat_ids)
+    metrics = evaluate(files)
+    assert metrics["failed"] == 2 and metrics["answers/one"] == 3 and metrics["speedup/one"] > 0
+
+
+def test_the_conditions_tell_numbers_and_texts(files):
+    evaluate(files, "mode.timed_prompts=0")
+    conditions = json.loads((files / "out" / "conditions.json").read_text())
+    assert conditions["backend"] == "local float32"
+    assert conditions["tokenizer"] == tiny_causal(**SMALL).text_fingerprint

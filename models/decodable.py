@@ -1,0 +1,62 @@
+"""Which targets can decode rows that each have a length of their own."""
+
+from typing import Any
+
+from data.errors import DataError
+
+# Frequencies of these follow the longest row of a pass: a row would depend on those beside it, and
+# keys in the cache on when they were written.
+_ROPE_BY_LENGTH = ("longrope", "dynamic")
+# Attentions that take the additive mask of [B, 1, Q, S] that rows of unlike lengths need.
+_MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
+# What some models do to their logits behind the head.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def logit_change(config: Any) -> str | None:
+    """The setting by which a model changes its logits behind the head, as `name=value`."""
+    for name in _LOGIT_CHANGES:
+        value = getattr(config, name, None)
+        if value not in (None, 1.0):
+            return f"{name}={value}"
+    return None
+
+
+def check_decodable(config: Any, name: str) -> None:
+    """Refuse what a cache of rows of unlike lengths would answer wrongly.
+
+    Args:
+        config: of a causal model of `transformers`.
+        name: what the user calls the target.
+
+    Raises:
+        DataError: layers that forget, because refused drafts cannot be taken back from them; rotary
+            embeddings that change with the length of a pass; an attention without masks.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise DataError(
+            f"target {name}: layers of {', '.join(sorted(kinds))}; allowed: full_attention, or a"
+            " server in its place"
+        )
+    for rope in rope_types(getattr(config, "rope_parameters", None)):
+        if rope in _ROPE_BY_LENGTH:
+            raise DataError(
+                f"target {name}: rope_type={rope}, which depends on the longest row; allowed:"
+                " default, linear, llama3, yarn, or a server in its place"
+            )
+    attention = getattr(config, "_attn_implementation", None)
+    if attention is not None and attention not in _MASKED_ATTENTION:
+        raise DataError(
+            f"target {name}: attn_implementation={attention}, which takes no such mask; allowed:"
+            f" {', '.join(_MASKED_ATTENTION)}"
+        )
+
+
+def rope_types(parameters: Any) -> list[str]:
+    """Of all layers: `rope_parameters` may be given for each kind of layer apart."""
+    if not isinstance(parameters, dict):
+        return []
+    own = parameters.get("rope_type", parameters.get("type"))
+    nested = [kind for part in parameters.values() for kind in rope_types(part)]
+    return [*([own] if isinstance(own, str) else []), *nested]

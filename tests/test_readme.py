@@ -123,7 +123,9 @@ def test_command_composes(arguments):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"\bmake ([a-z0-9-]+)", " ".join(re.findall(r"`([^`]*)`", README.read_text())))
+    named = re.findall(
+        r"\bmake ([a-z0-9-]+)", " ".join(re.findall(r"`([^`]*)`", README.read_text()))
+    )
     in_blocks = [
         c[1] for block in blocks(README.read_text()) for c in block.commands if c[0] == "make"
     ]

@@ -20,12 +20,17 @@ OPTIONAL = {
     "valid_fraction",
     "text_column",
     "split_paragraphs",
+    "encoder",
+    "thinking",
+    "join",
+    "documents_per_row",
 }
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_data_configuration(path, tmp_path):
-    corpus = tmp_path / ("corpus.conllu" if path.stem == "conllu" else "corpus.txt")
+    endings = {"conllu": "conllu", "chat": "jsonl"}
+    corpus = tmp_path / f"corpus.{endings.get(path.stem, 'txt')}"
     corpus.write_text("text")
     config = OmegaConf.create({"paths": {"cache_dir": str(tmp_path)}, "data": None, "seed": 1})
     config.data = OmegaConf.load(path)

@@ -54,7 +54,7 @@ def says(folder, tmp_path, capfd):
         (["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "weights stay in fp32"]),
         (["trainer=fsdp"], ["training.ema=0.9: ", "sharded", "allowed: 0, or trainer=ddp"]),
         (["trainer.strategy=fsdp"], ["training.ema=0.9: "]),
-        (["mode=paint"], ["mode=paint: no such option; allowed: acceptance_eval, ", "audit, audit"]),
+        (["mode=paint"], ["mode=paint: no such option; allowed: acceptance_eval, ", "audit, a"]),
         (["algo=gpt"], ["algo=gpt: no such option; allowed: ar, bd3lm, dflash, mdlm"]),
         (["mode=compare", "mode.runs=/absent"], ["mode.runs=/absent: no such folder"]),
         (["mode=compare", "mode.runs=[]"], ["mode.runs=[]: wrong value; allowed: a folder,"]),

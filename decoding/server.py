@@ -7,7 +7,6 @@ counts only if it has all that was asked for, and everything else is a failure w
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -20,6 +19,7 @@ from decoding.generate import (
     GenerationSettings,
     request_key,
 )
+from decoding.server_health import Health, Stopped
 from decoding.server_protocol import (
     NEUTRAL_SAMPLING,
     BodyReader,
@@ -64,68 +64,6 @@ class _Failure(Exception):
 class _Outcome:
     result: GenerationResult
     refused: bool = False
-
-
-class _Stopped:
-    """What a signal handler raises inside of a callback, where the loop would only log it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._raised: BaseException | None = None
-        loop.set_exception_handler(self._note)
-
-    @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Around a run of the loop."""
-        try:
-            yield
-        except RuntimeError:
-            # The loop was stopped below, before what it was to wait for had come.
-            if self._raised is None:
-                raise
-        if self._raised is not None:
-            raise self._raised
-
-    def _note(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if error is None or isinstance(error, Exception):
-            loop.default_exception_handler(context)
-            return
-        self._raised = error
-        # The callback it fell into is lost, and with it what would have ended the wait.
-        loop.stop()
-
-
-class _Health:
-    """Whether a server is alive, by how its requests end.
-
-    Args:
-        max_failures: requests in a row without an answer that make a server dead.
-        concurrency: refusals borne besides, before the first answer.
-    """
-
-    def __init__(self, max_failures: int, concurrency: int) -> None:
-        self._max_failures, self._max_refused = max_failures, max_failures + concurrency
-        self._answered = self._failed = self._refused = 0
-        self.problem: str | None = None
-
-    def add(self, outcome: _Outcome) -> None:
-        """The next request has ended."""
-        if outcome.result.error is None:
-            self._answered, self._failed, self.problem = self._answered + 1, 0, None
-            return
-        # A server that refuses a single request is alive, if it ever answers.
-        if outcome.refused:
-            self._refused += not self._answered
-        else:
-            self._failed += 1
-        # Before the first answer both kinds are the same server that says nothing.
-        silent = not self._answered and self._failed + self._refused >= self._max_refused
-        if silent or self._failed >= self._max_failures:
-            count = self._failed + self._refused if not self._answered else self._failed
-            self.problem = (
-                f"{count} requests in a row got no answer, after {self._answered} that did;"
-                f" the last: {outcome.result.error}"
-            )
 
 
 class ServerGenerator:
@@ -221,14 +159,14 @@ class ServerGenerator:
         # A loop of its own that runs only while results are waited for: no thread, so an exception
         # of a signal handler ends all requests at once.
         runner = asyncio.Runner()
-        stopped = _Stopped(runner.get_loop())
+        stopped = Stopped(runner.get_loop())
         try:
             yield from self._generate(iter(requests), runner, stopped)
         finally:
             runner.close()
 
     def _generate(
-        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner, stopped: "_Stopped"
+        self, incoming: Iterator[GenerationRequest], runner: asyncio.Runner, stopped: Stopped
     ) -> Iterator[GenerationResult]:
         loop = runner.get_loop()
         client = httpx2.AsyncClient(
@@ -237,7 +175,7 @@ class ServerGenerator:
             limits=httpx2.Limits(max_connections=self.concurrency),
         )
         running: set[asyncio.Task[_Outcome]] = set()
-        health = _Health(self.max_failures, self.concurrency)
+        health = Health(self.max_failures, self.concurrency)
         try:
             while True:
                 for request in islice(incoming, self.concurrency - len(running)):
@@ -248,7 +186,7 @@ class ServerGenerator:
                     done, running = runner.run(_first(running))
                 outcomes = [task.result() for task in done]
                 for outcome in outcomes:
-                    health.add(outcome)
+                    health.add(outcome.result.error, outcome.refused)
                     yield outcome.result
                 if health.problem:
                     raise ServerError(f"{self.base_url}: {health.problem}")

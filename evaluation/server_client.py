@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 
 from data.errors import DataError
+from decoding.server_health import Health
 from decoding.server_protocol import (
     BodyReader,
     HttpReply,
@@ -56,11 +57,9 @@ class ServerClient:
                 "mode.server: concurrency and max_failures must be at least 1, timeout_s above 0"
             )
         self.base_url, self.concurrency = check_address(base_url), concurrency
-        self._max_failures = max_failures
         self._http = httpx2.Client(timeout=timeout_s, headers=headers_of(api_key_variable))
         self._lock = threading.Lock()
-        self._answered = self._failed = self._refused = 0
-        self._problem: str | None = None
+        self._health = Health(max_failures, concurrency)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -73,8 +72,8 @@ class ServerClient:
 
     def check_alive(self) -> None:
         """Raise ServerError if too many questions in a row got no answer."""
-        if self._problem is not None:
-            raise ServerError(self._problem)
+        if self._health.problem is not None:
+            raise ServerError(f"{self.base_url}: {self._health.problem}")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer of a request as JSON.
@@ -119,8 +118,9 @@ class ServerClient:
         return reply
 
     def _safely(self, ask: Callable[[Question], Reply], question: Question) -> Reply:
-        if self._problem is not None:
-            return Reply(error=f"not asked: {self._problem}")
+        problem = self._health.problem
+        if problem is not None:
+            return Reply(error=f"{self.base_url}: not asked, because {problem}")
         reason, refused = "", False
         for attempt in range(ATTEMPTS):
             try:
@@ -136,32 +136,14 @@ class ServerClient:
                 if attempt + 1 < ATTEMPTS:
                     time.sleep(_pause_s(error, attempt))
             else:
-                self._note_answer()
+                self._note(None)
                 return reply
-        self._note_failure(reason, refused)
+        self._note(reason, refused)
         return Reply(error=f"{self.base_url}: {reason}")
 
-    def _note_answer(self) -> None:
+    def _note(self, error: str | None, refused: bool = False) -> None:
         with self._lock:
-            self._answered, self._failed = self._answered + 1, 0
-
-    def _note_failure(self, reason: str, refused: bool) -> None:
-        """A refusal comes from a server that is alive, if it has ever answered; before that some
-        are borne, because they are quicker than the answers they are asked beside."""
-        with self._lock:
-            if refused:
-                self._refused += not self._answered
-            else:
-                self._failed += 1
-            refusals = 0 if self._answered else self._refused
-            if (
-                self._failed >= self._max_failures
-                or self._failed + refusals >= self._max_failures + self.concurrency
-            ):
-                self._problem = (
-                    f"{self.base_url}: {self._failed + refusals} questions in a row got no answer,"
-                    f" after {self._answered} that did; the last: {reason}"
-                )
+            self._health.add(error, refused)
 
 
 class _BusyError(ValueError):

@@ -289,7 +289,7 @@ def test_a_dead_server_ends_the_run_and_what_it_answered_is_kept(server, tokeniz
         f"mode.server.tokenizer={tokenizer}", "mode.server.max_failures=3",
         "mode.server.concurrency=1",
     )  # fmt: skip
-    with pytest.raises(ServerError, match="3 questions in a row got no answer, after 4 that did"):
+    with pytest.raises(ServerError, match="3 requests in a row got no answer, after 4 that did"):
         acceptance_eval.run(compose_config(*named, run_dir=tmp_path / "out"))
     kept = read_rows(tmp_path / "out" / "acceptance.jsonl")[0]
     assert len(kept) == 4 and len((tmp_path / "out" / "failed.jsonl").read_text().splitlines()) == 4

@@ -53,7 +53,7 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(
         "dflash_smollm2", ("model=smollm2",), 170, 10, 400, 160,
-        ((900, 220), (250, 80), (250, 80)), (1200, 500, 500), 128, None, 8,
+        ((900, 220), (250, 80), (250, 80)), (800, 300, 300), 128, None, 8,
     ),
     "smoke": Size(
         "dflash_smollm2_smoke", ("model=tiny_causal", "model.max_position_embeddings=2048"),

@@ -15,7 +15,7 @@ U places of the target that are asked about, D features, E width of all tapped l
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,10 @@ from models.dflash_folder import is_draft, load_draft
 from models.feature_cache import FeatureCache
 from models.shared_target import open_target
 from models.taps import TargetTaps
+from models.target_reading import TargetReading, read_target
 from objectives.acceptance import AcceptanceObjective
-from objectives.anchors import blocks_at, deal_anchors, eligible_anchors, places_in_document
-from objectives.fused_acceptance import AcceptanceSums, fused_acceptance_loss, teacher_summary
+from objectives.anchors import draw_blocks
+from objectives.fused_acceptance import AcceptanceSums, fused_acceptance_loss
 from objectives.keyed import keyed_uniform
 from objectives.likelihood import row_sums
 from runtime.checkpoint import read_checkpoint, stored_hyper_parameters
@@ -38,41 +39,14 @@ from runtime.config import instantiate
 from runtime.errors import CheckpointError, ConfigError
 
 _ANCHORS, _VALIDATION_ANCHORS = 0x0A, 0x0B  # streams of keyed numbers
-# On a CPU the number of blocks follows the batch, in steps of this many.
 _BLOCK_BUCKET = 8
 # What a warm start may change of a draft's shape.
 _FREE_TO_CHANGE = {"block_size", "bos_token_id", "eos_token_id", "max_position_embeddings"}
 _CROSS_ENTROPY = AcceptanceObjective(ce_weight=1.0)
 # What is summed over the blocks of a step: see `_statistics`.
 _STATISTICS = (
-    "slots",
-    "blocks",
-    "weight",
-    "normaliser",
-    "expected",
-    "kl",
-    "ce",
-    "accepted",
-    "first",
-)
-
-
-class TargetReading(NamedTuple):
-    """What the target says of a batch: features [B, L, E], and its predictions at U places.
-
-    Either e = W^T p [U, D] and H(p) [U], or, for losses that need all of p, the last hidden states
-    [U, D]; all None where the loss does not ask the target.
-    """
-
-    taps_BLE: Tensor
-    expected_UD: Tensor | None
-    entropy_U: Tensor | None
-    hidden_UD: Tensor | None
-
-    @property
-    def asked(self) -> bool:
-        """Whether there are predictions."""
-        return self.expected_UD is not None or self.hidden_UD is not None
+    "slots", "blocks", "weight", "normaliser", "expected", "kl", "ce", "accepted", "first",
+)  # fmt: skip
 
 
 class DFlashDraft(Algorithm):
@@ -178,12 +152,7 @@ class DFlashDraft(Algorithm):
     def draw_blocks(
         self, batch: dict[str, Tensor], row_B: Tensor, key: tuple[int, ...]
     ) -> dict[str, Any]:
-        """Anchors and their blocks, and the places at which the target is asked (host tensors).
-
-        Returns:
-            anchors [B, N], which of them exist, `kept` [M] their places in the flattened [B * N],
-            labels and validity [M, K] with the number of valid ones, `asked` [U] places in the
-            flattened [B * L], and `teacher` [M, K], which of these predicts the label.
+        """The blocks of a batch (`objectives.anchors.draw_blocks`), of numbers keyed by its rows.
 
         Raises:
             DataError: the rows do not say what the target has written.
@@ -193,35 +162,18 @@ class DFlashDraft(Algorithm):
                 f"data={self.config['data']['name']}: rows without answers of a target;"
                 " algo=dflash is trained on data=chat (with data.join=true)"
             )
-        response_BL, segment_BL = batch["response"] == 1, batch["segment"]
-        uniform_BL = keyed_uniform(key, row_B, segment_BL.shape[1])
-        eligible_BL = eligible_anchors(response_BL, segment_BL)
-        anchor_BN, block_BN = deal_anchors(
-            eligible_BL, segment_BL, uniform_BL, self.anchors, self.anchors_per_document
+        segment_BL = batch["segment"]
+        return draw_blocks(
+            batch["input_ids"],
+            batch["response"] == 1,
+            segment_BL,
+            keyed_uniform(key, row_B, segment_BL.shape[1]),
+            self.anchors,
+            self.anchors_per_document,
+            self.predicted,
+            # A compiled network wants equal shapes; on a CPU their number follows the batch.
+            _BLOCK_BUCKET if self.device.type == "cpu" else None,
         )
-        if self.device.type == "cpu":  # a compiled network wants equal shapes
-            used = -(-int(block_BN.sum(-1).max()) // _BLOCK_BUCKET) * _BLOCK_BUCKET
-            anchor_BN, block_BN = anchor_BN[:, : max(used, 1)], block_BN[:, : max(used, 1)]
-        blocks = blocks_at(
-            anchor_BN, block_BN, batch["input_ids"], response_BL, segment_BL, self.predicted
-        )
-        kept_M = block_BN.flatten().nonzero()[:, 0]
-        row_M = kept_M // block_BN.shape[1]
-        valid_MK = blocks.valid_BNK.flatten(0, 1)[kept_M]
-        place_MK = blocks.teacher_BNK.flatten(0, 1)[kept_M] + row_M[:, None] * segment_BL.shape[1]
-        asked_U, teacher_MK = place_MK.unique(return_inverse=True)
-        return {
-            "anchors": anchor_BN,
-            "exists": block_BN,
-            "places": places_in_document(segment_BL),
-            "kept": kept_M,
-            "row": row_M,
-            "labels": blocks.label_BNK.flatten(0, 1)[kept_M],
-            "valid": valid_MK,
-            "slots": int(valid_MK.sum()),
-            "asked": asked_U,
-            "teacher": teacher_MK,
-        }
 
     @property
     def predicted(self) -> int:
@@ -251,17 +203,14 @@ class DFlashDraft(Algorithm):
             if not needs:
                 return TargetReading(inputs["taps"], None, None, None)
             return TargetReading(inputs["taps"], inputs["expected"], inputs["entropy"], None)
-        with torch.no_grad():
-            output = self.taps.run(
-                batch["input_ids"], position_ids=inputs["places"], last_hidden=needs
-            )
-            if output.last_hidden_BSD is None:
-                return TargetReading(output.taps_BSE, None, None, None)
-            hidden_UD = output.last_hidden_BSD.flatten(0, 1)[inputs["asked"]]
-            if objective.needs_distribution:
-                return TargetReading(output.taps_BSE, None, None, hidden_UD)
-            summary = teacher_summary(hidden_UD, target.head_VD, temperature=objective.temperature)
-            return TargetReading(output.taps_BSE, *summary, None)
+        return read_target(
+            self.taps,
+            target.head_VD,
+            batch["input_ids"],
+            inputs["places"],
+            inputs["asked"],
+            objective,
+        )
 
     def target_here(self) -> CausalTarget:
         """The target, on the device of the draft."""

@@ -4,10 +4,11 @@ An anchor is a token that the target has already committed to; the draft is aske
 after it. Anchors are drawn anew at every step (arXiv 2602.06036, section 3), so that over a run
 every place of an answer begins a block.
 
-Legend: B rows, L tokens, N anchors per row, K predicted tokens of a block.
+Legend: B rows, L tokens, N anchors per row, K predicted tokens of a block, M blocks of all rows, U
+places at which the target predicts some label.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -124,3 +125,54 @@ def places_in_document(segment_BL: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     begins_BL = torch.ones_like(segment_BL, dtype=torch.bool)
     begins_BL[:, 1:] = segment_BL[:, 1:] != segment_BL[:, :-1]
     return place_BL - (place_BL * begins_BL).cummax(-1).values
+
+
+def draw_blocks(
+    ids_BL: Int[Tensor, "B L"],
+    response_BL: Bool[Tensor, "B L"],
+    segment_BL: Int[Tensor, "B L"],
+    uniform_BL: Float[Tensor, "B L"],
+    count: int,
+    per_document: int,
+    predicted: int,
+    bucket: int | None = None,
+) -> dict[str, Any]:
+    """The blocks of a batch, and the places at which the target is asked about them.
+
+    Args:
+        ids_BL, response_BL, segment_BL: tokens, which of them belong to an answer, documents.
+        uniform_BL: numbers in [0, 1) that decide.
+        count, per_document: most anchors of a row, and of a document.
+        predicted: K.
+        bucket: round the number of anchors per row up to a multiple of this, instead of `count`.
+
+    Returns:
+        `anchors` [B, N] and which of them exist, `exists`; `places` [B, L] in the documents; `kept`
+        [M], the blocks' places in the flattened [B * N], with their `row` [M], `labels` [M, K] and
+        `valid` [M, K], of which there are `slots`; `asked` [U] places in the flattened [B * L], and
+        `teacher` [M, K], which of these predicts the label.
+    """
+    length = segment_BL.shape[1]
+    eligible_BL = eligible_anchors(response_BL, segment_BL)
+    anchor_BN, block_BN = deal_anchors(eligible_BL, segment_BL, uniform_BL, count, per_document)
+    if bucket is not None:
+        used = max(-(-int(block_BN.sum(-1).max()) // bucket) * bucket, 1)
+        anchor_BN, block_BN = anchor_BN[:, :used], block_BN[:, :used]
+    blocks = blocks_at(anchor_BN, block_BN, ids_BL, response_BL, segment_BL, predicted)
+    kept_M = block_BN.flatten().nonzero()[:, 0]
+    row_M = kept_M // block_BN.shape[1]
+    valid_MK = blocks.valid_BNK.flatten(0, 1)[kept_M]
+    place_MK = blocks.teacher_BNK.flatten(0, 1)[kept_M] + row_M[:, None] * length
+    asked_U, teacher_MK = place_MK.unique(return_inverse=True)
+    return {
+        "anchors": anchor_BN,
+        "exists": block_BN,
+        "places": places_in_document(segment_BL),
+        "kept": kept_M,
+        "row": row_M,
+        "labels": blocks.label_BNK.flatten(0, 1)[kept_M],
+        "valid": valid_MK,
+        "slots": int(valid_MK.sum()),
+        "asked": asked_U,
+        "teacher": teacher_MK,
+    }

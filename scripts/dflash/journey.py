@@ -123,8 +123,12 @@ class Journey:
 
     @property
     def answers(self) -> list[str]:
-        """The files of labels."""
-        return [str(self.out / "labels" / str(n) / "answers.jsonl") for n in range(self.jobs)]
+        """The files of labels, as mode=regenerate names those of a shard."""
+        shards = [f"-{n}-of-{self.jobs}" for n in range(self.jobs)] if self.jobs > 1 else [""]
+        return [
+            str(self.out / "labels" / str(number) / f"answers{shard}.jsonl")
+            for number, shard in enumerate(shards)
+        ]
 
     def sets(self) -> None:
         """One set per draft: no prompt of an earlier one, exact counts of every source."""

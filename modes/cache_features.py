@@ -31,7 +31,7 @@ from runtime.devices import chosen_accelerator
 from runtime.errors import ConfigError
 from runtime.run import write_provenance
 
-_BATCHES_PER_FLUSH = 50
+_BATCHES_PER_FLUSH = 10
 
 
 def run(cfg: DictConfig) -> dict[str, float]:

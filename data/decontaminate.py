@@ -58,6 +58,7 @@ def decontaminate(
     plan = Plan("decontaminate", folder, (ROWS, HITS), inputs, options)
 
     def work(files: dict[str, Output]) -> Manifest:
+        """Look for every evaluation item in every row."""
         index, tally = EvaluationIndex(rule), Tally()
         for _, item in read_files(against, AGAINST):
             index.add(item)

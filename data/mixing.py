@@ -138,6 +138,7 @@ def mix(
     plan = Plan("mix", folder, (ROWS,), inputs, options | {"order": list(recipe.counts)})
 
     def work(files: dict[str, Output]) -> Manifest:
+        """Draw the rows and write them in a shuffled order."""
         # The spool holds all rows, so that only their ids and hashes are in memory.
         with tempfile.TemporaryFile(dir=folder, prefix=".spool.") as spool:
             fresh = _spool(rows, INPUT, recipe, spool, tick)

@@ -152,6 +152,7 @@ def write_prompts(
     plan = Plan("prompts", folder, (ROWS,), {}, options, libraries=prompts.libraries)
 
     def work(files: dict[str, Output]) -> Manifest:
+        """Write the rows that were drawn."""
         rows = list(prompts.rows())
         _check_ids(rows, prompts.name)
         drawn = _drawn(rows, limit, seed)

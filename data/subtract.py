@@ -60,6 +60,7 @@ def subtract(
     )  # fmt: skip
 
     def work(files: dict[str, Output]) -> Manifest:
+        """Learn what was seen, then keep what was not."""
         index, tally = PromptIndex(rule), Tally()
         seen = 0
         for place, row in _all(against, AGAINST):

@@ -59,6 +59,7 @@ def audit(cfg: DictConfig, tick: Tick) -> Manifest:
     )  # fmt: skip
 
     def work(files: dict[str, Output]) -> Manifest:
+        """Count every answer, then write what they look like."""
         tally = Tally()
 
         def counted() -> Any:

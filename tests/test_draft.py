@@ -371,7 +371,3 @@ def test_one_conversation_to_a_row_is_a_batch_of_conversations(folder):
     _, packed, _ = build(folder, "model.length=256")
     assert len(packed.rows("train")) < len(data.rows("train"))
     assert OmegaConf.select(data.config, "data.documents_per_row") == 1
-
-
-def test_every_override_of_the_runs_is_known(folder):
-    validate(compose_config(*tiny_draft(folder)))

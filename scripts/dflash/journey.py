@@ -111,6 +111,7 @@ class Journey:
         size, shards = self.size, range(self.jobs)
 
         def shard(number: int) -> None:
+            """The prompts of one process."""
             self.run(
                 f"labels/{number}", "mode=regenerate", *size.target,
                 f"mode.input={self.rows('prompts/clean')}", f"mode.max_new_tokens={size.answer}",

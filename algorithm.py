@@ -26,16 +26,14 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from data.errors import DataError
 from data.tokenization import (
     same_ids,
     special_ids,
     tokenizer_fingerprint,
     tokenizer_from_state,
-    tokenizer_state,
 )
 from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
@@ -49,12 +47,10 @@ from runtime.checkpoint import (
     read_checkpoint,
     stored_hyper_parameters,
 )
-from runtime.config import instantiate, locate
+from runtime.config import instantiate, locate, to_plain
 from runtime.errors import CheckpointError
 from runtime.excerpt import shown
 from runtime.gradient import GradientStep
-from runtime.overrides import checkpoint_config, overridden_keys
-from runtime.validation import validate
 
 
 class LossTerms(NamedTuple):
@@ -384,7 +380,7 @@ class Algorithm(L.LightningModule):
         with no_larger_than(checkpoint_path, checkpoint["state_dict"]):
             try:
                 model = target(plain, stored["tokenizer"])
-            except DataError as error:
+            except ValueError as error:
                 raise CheckpointError(f"{checkpoint_path}: {error}") from error
         problems = mismatches(checkpoint["state_dict"], model.state_dict())
         if problems:
@@ -399,36 +395,3 @@ class Algorithm(L.LightningModule):
             model.ema.load_state_dict(checkpoint["ema"])
             model._swap_ema(weights == "ema")
         return model.to(map_location).eval()
-
-
-def to_plain(config: dict | DictConfig) -> dict[str, Any]:
-    """A configuration as nested dicts and lists: what a checkpoint can hold safely."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return config  # type: ignore[return-value]
-
-
-def open_checkpoint(config: DictConfig) -> tuple[Algorithm, DictConfig]:
-    """The model of `eval.checkpoint_path`, and the configuration to evaluate it with.
-
-    What the model and its data are comes from the checkpoint, except for what the command line
-    says (`runtime.overrides`).
-    """
-    path = config.eval.checkpoint_path
-    stored = stored_hyper_parameters(read_checkpoint(path), f"eval.checkpoint_path={path}")
-    merged = checkpoint_config(config, stored["config"], overridden_keys())
-    validate(merged)
-    model = Algorithm.load_from_checkpoint(path, merged, weights=config.eval.weights)
-    return model, merged
-
-
-def build_algorithm(config: DictConfig, data: Any) -> Algorithm:
-    """The algorithm that `config.algo._target_` names, started from pretrained weights if asked."""
-    plain = to_plain(config)
-    algorithm = locate(plain["algo"]["_target_"])(plain, tokenizer_state(data.tokenizer))
-    algorithm.data_fingerprint = data.fingerprint
-    data.require_features(algorithm.required_features)
-    path = plain["training"]["from_pretrained"]
-    if path is not None:
-        algorithm.load_pretrained(path, plain["training"]["allow_partial"])
-    return algorithm

@@ -8,13 +8,12 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from data.arrow import Rows, cache_path, open_or_build
-from data.batches import RowDataset, RowStream, ShardedLoader, identity
+from data.batches import BatchSampler, ShardedLoader, row_loader, stream_loader
 from data.blocks import IDS, Block, PackingReport
 from data.encoding import encode_documents
 from data.errors import DataError
@@ -27,15 +26,14 @@ from data.source import Document, Source, require_split
 from data.tokenization import (
     SpecialIds,
     load_tokenizer,
-    same_ids,
     special_ids,
     tokenizer_fingerprint,
     with_mask_token,
 )
 from data.unigram import unigram_cross_entropy
-from models.shared_target import open_target
 from runtime.command import command_for
 from runtime.config import instantiate
+from runtime.shared_target import open_target
 
 log = logging.getLogger(__name__)
 
@@ -61,41 +59,6 @@ class LanguageData(L.LightningDataModule):
         self.config = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
         self._given_tokenizer = tokenizer
         self._rows: dict[str, Rows] = {}
-
-    @classmethod
-    def for_model(
-        cls,
-        config: DictConfig,
-        tokenizer: PreTrainedTokenizerFast,
-        named: bool,
-        with_parse: bool = False,
-    ) -> "LanguageData":
-        """Data to evaluate a model on `eval.split`, read with the model's own tokenizer.
-
-        Args:
-            config: the configuration of the evaluation.
-            tokenizer: the checkpoint's.
-            named: whether the user asked for `data.tokenizer_name_or_path`; it must then agree.
-            with_parse: whether depths are wanted; a likelihood needs none, so where the parse of
-                its splits is not there the data is read without it.
-
-        Raises:
-            DataError: it does not.
-        """
-        data = cls(config, tokenizer)
-        # With the parse, the token cache of the training is found again.
-        if not with_parse and not data.is_parsed(("train", config.eval.split)):
-            config = config.copy()
-            config.data.parse = None
-            data = cls(config, tokenizer)
-        if named:
-            theirs = cls(config).tokenizer
-            if not same_ids(theirs, tokenizer):
-                raise DataError(
-                    f"data.tokenizer_name_or_path={config.data.tokenizer_name_or_path}: not the"
-                    " tokenizer that the checkpoint was trained with; leave it out to use that one"
-                )
-        return data
 
     @cached_property
     def source(self) -> Source:
@@ -155,16 +118,7 @@ class LanguageData(L.LightningDataModule):
             return self._given_tokenizer
         data = self.config.data
         if data.tokenizer_name_or_path == "target":
-            if "mask_token" not in self.config.model:
-                raise DataError(
-                    f"data.tokenizer_name_or_path=target: model={self.config.model.get('name')} is"
-                    " a network without a tokenizer of its own; allowed: a target (model=smollm2,"
-                    " ...), or another tokenizer"
-                )
-            model = cast(dict, OmegaConf.to_container(self.config.model, resolve=True))
-            target = open_target(model)
-            tokenizer = cast(PreTrainedTokenizerFast, target.tokenizer)
-            return with_mask_token(tokenizer, target.mask_token_id)
+            return _target_tokenizer(self.config.model)
         has_train = "train" in self.plain_source.splits
         return load_tokenizer(
             data.tokenizer_name_or_path,
@@ -267,14 +221,23 @@ class LanguageData(L.LightningDataModule):
         check_batch_sizes(size, micro, world, accumulate)
         shares = {"rank": rank, "world": world, "accumulate": accumulate}
         if self._is_streamed("train"):
-            loader = self._stream(size, micro, max_steps, start_step=start_step, **shares)
+            loader = stream_loader(
+                self._streamed_pass,
+                size,
+                micro,
+                max_steps,
+                score_padding=self.config.data.score_padding,
+                num_workers=self.config.loader.num_workers,
+                start_step=start_step,
+                **shares,
+            )
         else:
             rows = self.rows("train")
             start = start_step * size
             sampler = GlobalBatchSampler(
                 len(rows), size, micro, self.config.seed, max_steps, start_sample=start, **shares
             )
-            loader = self._map_style(rows, sampler)
+            loader = self._row_loader(rows, sampler)
         return ShardedLoader(loader, max_steps * accumulate)
 
     def val_dataloader(self) -> ShardedLoader:
@@ -304,7 +267,7 @@ class LanguageData(L.LightningDataModule):
         loader = self.config.loader
         batch_size = loader.eval_batch_size or max(1, loader.eval_global_batch_size // world)
         sampler = ShardedBatchSampler(count, batch_size, rank, world)
-        return ShardedLoader(self._map_style(rows, sampler), len(sampler))
+        return ShardedLoader(self._row_loader(rows, sampler), len(sampler))
 
     def unigram_metrics(self, split: str) -> dict[str, float]:
         """`unigram_ppl`: what any model must beat, per real token; empty without training rows."""
@@ -348,6 +311,10 @@ class LanguageData(L.LightningDataModule):
                 f"cannot resume: the checkpoint has loader.global_batch_size="
                 f"{state_dict['global_batch_size']}, this configuration has {size}"
             )
+
+    def _row_loader(self, rows: Rows, sampler: BatchSampler) -> DataLoader:
+        score_padding, workers = self.config.data.score_padding, self.config.loader.num_workers
+        return row_loader(rows, sampler, score_padding=score_padding, num_workers=workers)
 
     def _open_rows(self, split: str) -> Rows:
         require_split(self.source, split)
@@ -404,35 +371,13 @@ class LanguageData(L.LightningDataModule):
         finally:
             log.info("%s train, streamed: %s", self.config.data.name, report)
 
-    def _stream(self, size: int, micro: int, max_steps: int, **place: int) -> DataLoader:
-        workers = self.config.loader.num_workers
-        if workers > 1:
-            raise DataError(f"loader.num_workers={workers}: streamed data takes 0 or 1")
-        stream = RowStream(
-            self._streamed_pass,
-            size,
-            micro,
-            max_steps,
-            score_padding=self.config.data.score_padding,
-            **place,
+
+def _target_tokenizer(model: DictConfig) -> PreTrainedTokenizerFast:
+    if "mask_token" not in model:
+        raise DataError(
+            f"data.tokenizer_name_or_path=target: model={model.get('name')} is a network without a"
+            " tokenizer of its own; allowed: a target (model=smollm2, ...), or another tokenizer"
         )
-        return DataLoader(stream, batch_size=None, **self._loader_options())
-
-    def _map_style(
-        self, rows: Rows, sampler: GlobalBatchSampler | ShardedBatchSampler
-    ) -> DataLoader:
-        dataset = RowDataset(rows, self.config.data.score_padding)
-        # torch expects samplers of lists; these give what RowDataset reads in one go.
-        batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": identity}
-        return DataLoader(dataset, **batching, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        # Workers end with their pass: the training loader makes one, and workers that outlive the
-        # run would hold up whoever collects it (a sweep, a notebook).
-        return {
-            "num_workers": self.config.loader.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            # Opening a loader draws a seed for its workers, which need none. From the global
-            # generator it would shift dropout, by an amount that depends on their number.
-            "generator": torch.Generator(),
-        }
+    target = open_target(cast(dict, OmegaConf.to_container(model, resolve=True)))
+    tokenizer = cast(PreTrainedTokenizerFast, target.tokenizer)
+    return with_mask_token(tokenizer, target.mask_token_id)

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from algorithm import Algorithm, Likelihood, LossTerms
 from data.errors import DataError
+from data.feature_cache import FeatureCache
 from models.causal import CausalTarget
 from models.dflash import DFlashConfig, DFlashNetwork
-from models.dflash_folder import is_draft, load_draft
-from models.feature_cache import FeatureCache
-from models.shared_target import open_target
 from models.taps import TargetTaps
 from models.target_reading import TargetReading, read_target
 from objectives.acceptance import AcceptanceObjective
@@ -36,7 +34,9 @@ from objectives.keyed import keyed_uniform
 from objectives.likelihood import row_sums
 from runtime.checkpoint import read_checkpoint, stored_hyper_parameters
 from runtime.config import instantiate
+from runtime.dflash.folder import is_draft, load_draft
 from runtime.errors import CheckpointError, ConfigError
+from runtime.shared_target import open_target
 
 _ANCHORS, _VALIDATION_ANCHORS = 0x0A, 0x0B  # streams of keyed numbers
 _BLOCK_BUCKET = 8

@@ -4,9 +4,9 @@
         [--prompts 200] [--max-new-tokens 64] [--batch-size 8] [--block-size 8] [--threads 2]
 
 Drafts: an oracle (the target's own answer), random tokens, and the trained one of --checkpoint. The
-plain answers come from `decoding.local`, which shares neither loop nor cache with speculation. In
-single precision two tokens that are nearly as probable may change places with the shape of a batch:
-where answers differ, the gap between the target's two largest logits at that place is printed.
+plain answers come from `decoding.local`, whose loop is another one. In single precision two tokens
+that are nearly as probable may change places with the shape of a batch: where answers differ, the
+gap between the target's two largest logits at that place is printed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from decoding.verification import Greedy  # noqa: E402
 from draft import DFlashDraft  # noqa: E402
 from evaluation.tables import text_table  # noqa: E402
 from models.causal import CausalTarget  # noqa: E402
-from models.shared_target import open_target  # noqa: E402
+from runtime.shared_target import open_target  # noqa: E402
 
 HEADER = ("draft", "prompts", "tokens", "different", "tau", "tokens/s", "CPU-s")
 

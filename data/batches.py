@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from data.arrow import Rows, regroup
 from data.blocks import IDS, LENGTH, Block
 from data.errors import DataError
-from data.ordering import MicroBatch, rank_positions
+from data.ordering import GlobalBatchSampler, MicroBatch, ShardedBatchSampler, rank_positions
 
 Batch = dict[str, Tensor]
+BatchSampler = GlobalBatchSampler | ShardedBatchSampler
 
 
 def make_batch(
@@ -152,6 +153,59 @@ class ShardedLoader:
         """Nothing to restore."""
 
 
-def identity(batch: Batch) -> Batch:
+def row_loader(
+    rows: Rows, sampler: BatchSampler, *, score_padding: bool, num_workers: int
+) -> DataLoader:
+    """Batches of rows in the order of a sampler.
+
+    Args:
+        rows: of a token cache.
+        sampler: gives the places of every batch's rows.
+        score_padding: whether padding counts as text.
+        num_workers: processes that read ahead.
+    """
+    dataset = RowDataset(rows, score_padding)
+    # torch expects samplers of lists; these give what RowDataset reads in one go.
+    batching: dict[str, Any] = {"batch_sampler": sampler, "collate_fn": _identity}
+    return DataLoader(dataset, **batching, **_options(num_workers))
+
+
+def stream_loader(
+    blocks: Callable[[], Iterator[Block]],
+    global_batch_size: int,
+    micro_batch_size: int,
+    total_steps: int,
+    *,
+    score_padding: bool,
+    num_workers: int,
+    **place: int,
+) -> DataLoader:
+    """Batches of rows as they are packed; see `RowStream` for the arguments.
+
+    Raises:
+        DataError: more than one worker, between which nothing divides the stream.
+    """
+    if num_workers > 1:
+        raise DataError(f"loader.num_workers={num_workers}: streamed data takes 0 or 1")
+    stream = RowStream(
+        blocks, global_batch_size, micro_batch_size, total_steps, score_padding=score_padding,
+        **place,
+    )  # fmt: skip
+    return DataLoader(stream, batch_size=None, **_options(num_workers))
+
+
+def _options(num_workers: int) -> dict[str, Any]:
+    # Workers end with their pass: the training loader makes one, and workers that outlive the run
+    # would hold up whoever collects it (a sweep, a notebook).
+    return {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        # Opening a loader draws a seed for its workers, which need none. From the global generator
+        # it would shift dropout, by an amount that depends on their number.
+        "generator": torch.Generator(),
+    }
+
+
+def _identity(batch: Batch) -> Batch:
     """Collation of what is a batch already."""
     return batch

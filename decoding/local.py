@@ -1,6 +1,6 @@
 """Answers from a model in this process: many at once, each leaving as soon as it is done.
 
-Rows of different lengths decode together, each at its own position (`models.ragged_cache`). When
+Rows of different lengths decode together, each at its own position (`models.row_cache`). When
 one ends, the next prompt takes its place, so the batch stays full until the prompts run out, and
 after that it shrinks.
 
@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from data.errors import DataError
 from decoding.generate import (
     GenerationRequest,
     GenerationResult,
@@ -27,7 +25,7 @@ from decoding.generate import (
 from models.causal import CausalTarget
 from models.decodable import check_decodable, logit_change
 from models.precision import use_fastest_exact_matmul
-from models.ragged_cache import RaggedCache
+from models.row_cache import RowCache, prefill
 
 # Prompts are sorted by length within this many batches, so that those that enter together fit.
 _WINDOW = 4
@@ -66,7 +64,7 @@ class LocalGenerator:
         device: "cpu", "cuda"; None takes a GPU if there is one.
 
     Raises:
-        DataError: a model that cannot decode rows of unlike lengths, or that changes its logits
+        ValueError: a model that cannot decode rows of unlike lengths, or that changes its logits
             behind the head (`models.decodable`).
     """
 
@@ -81,7 +79,7 @@ class LocalGenerator:
         check_decodable(target.model.config, target.name)
         change = logit_change(target.model.config)
         if change is not None:
-            raise DataError(
+            raise ValueError(
                 f"target {target.name}: {change}; allowed: targets whose logits are those of their"
                 " head, or a server in its place"
             )
@@ -111,7 +109,7 @@ class LocalGenerator:
         incoming = iter(requests)
         waiting: list[_Row] = []
         rows: list[_Row] = []
-        cache = RaggedCache(self.model.config.num_hidden_layers, self.batch_size)
+        cache = RowCache(self.model.config.num_hidden_layers, self.batch_size)
         while True:
             yield from self._fetch(incoming, waiting)
             if waiting and len(rows) < self.batch_size:
@@ -154,11 +152,11 @@ class LocalGenerator:
             prompt = list(request.prompt_ids or ())
         room = self.target.max_positions - len(prompt)
         if not prompt or room < 1:
-            raise DataError(
+            raise ValueError(
                 f"a prompt of {len(prompt)} tokens; allowed 1 .. {self.target.max_positions - 1}"
             )
         if not 0 <= min(prompt) <= max(prompt) < len(self.target.embedding_VD):
-            raise DataError(f"token ids outside 0 .. {len(self.target.embedding_VD) - 1}")
+            raise ValueError(f"token ids outside 0 .. {len(self.target.embedding_VD) - 1}")
         limit = min(self.settings.max_new_tokens, room)
         return _Row(request.id, request_key(request.id), prompt, limit)
 
@@ -171,38 +169,24 @@ class LocalGenerator:
         return taken
 
     @torch.no_grad()
-    def _prefill(self, entering: list[_Row], cache: RaggedCache) -> Tensor:
-        """Read prompts, whose keys and values enter the cache; the logits after each of them.
-
-        Padding stands on the right, where no token of a prompt looks.
-        """
-        lengths = [len(row.prompt) for row in entering]
-        ids_PS = torch.zeros(len(entering), max(lengths), dtype=torch.long)
-        for place, row in enumerate(entering):
-            ids_PS[place, : lengths[place]] = torch.tensor(row.prompt)
-        fresh = DynamicCache(config=self.model.config)
-        hidden_PSD = self.model.base_model(
-            input_ids=ids_PS.to(self.device), past_key_values=fresh, use_cache=True
-        ).last_hidden_state
-        cache.admit(fresh, lengths)
-        place_P = torch.arange(len(entering), device=self.device)
-        last_P = torch.tensor(lengths, device=self.device) - 1
-        return self.head(hidden_PSD[place_P, last_P]).float()
+    def _prefill(self, entering: list[_Row], cache: RowCache) -> Tensor:
+        """Read prompts, whose keys and values enter the cache; the logits after each of them."""
+        last_PD = prefill(self.model, [row.prompt for row in entering], cache)
+        return self.head(last_PD).float()
 
     @torch.no_grad()
-    def _step(self, rows: list[_Row], cache: RaggedCache) -> Tensor:
+    def _step(self, rows: list[_Row], cache: RowCache) -> Tensor:
         """Read the last token of every row; the logits of the next."""
         token_B1 = torch.tensor([[row.tokens[-1]] for row in rows], device=self.device)
-        position_B1, mask_B11W = cache.begin_step(self.device, self.model.dtype)
         logits_B1V = self.model(
             input_ids=token_B1,
-            position_ids=position_B1,
-            attention_mask=mask_B11W,
+            position_ids=cache.positions(1),
+            attention_mask=cache.mask(1, self.model.dtype),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        cache.end_step()
+        cache.commit([1] * len(rows))
         return logits_B1V[:, -1].float()
 
     def _append(self, rows: list[_Row], logits_BV: Tensor) -> None:

@@ -32,7 +32,7 @@ from decoding.server_protocol import (
     load_tokenizer,
     whole_number,
 )
-from models.causal import tokenizer_fingerprint
+from models.identity import tokenizer_fingerprint
 
 TOKEN_IDS = ("server", "retokenise", "none")
 # Fields that the settings of a generation decide, and that are noted by their names.

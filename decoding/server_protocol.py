@@ -9,8 +9,6 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from data.errors import DataError
-
 # Answers take kilobytes; what is longer is not one.
 MOST_BYTES = 64 * 2**20
 # Statuses below 500 that may pass: the server is too busy, or is just starting.
@@ -139,7 +137,7 @@ def load_tokenizer(source: str | None, key: str) -> Any:
     """The tokenizer of a folder or a name on the hub; code in it is never run.
 
     Raises:
-        DataError: it cannot be loaded; `key` is the option that names it.
+        ValueError: it cannot be loaded; `key` is the option that names it.
     """
     from transformers import AutoTokenizer
 
@@ -147,4 +145,4 @@ def load_tokenizer(source: str | None, key: str) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{key}={source}: cannot be loaded ({reason})") from error
+        raise ValueError(f"{key}={source}: cannot be loaded ({reason})") from error

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from decoding.drafts import Draft
-from decoding.row_cache import RowCache, additive
 from decoding.verification import RequestNoise, Verification
-from models.decodable import logit_change
+from models.decodable import check_decodable, logit_change
+from models.row_cache import RowCache, prefill
 from models.taps import Recording, TargetTaps
 
 STOP, LENGTH = "stop", "length"
@@ -71,12 +71,16 @@ class TargetPass:
         model: a causal model of transformers whose logits are its head's, unchanged.
         recording: where the tapped layers are found after a pass; None if there are none.
         batch: B.
+
+    Raises:
+        ValueError: a model that cannot decode so (`models.decodable`).
     """
 
     def __init__(self, model: Any, recording: Recording | None, batch: int) -> None:
+        check_decodable(model.config, model.config.model_type)
         self._model, self._recording = model, recording
         self._head = model.get_output_embeddings()
-        self.cache = RowCache(model, batch)
+        self.cache = RowCache(model.config.num_hidden_layers, batch)
 
     @property
     def taps_BSE(self) -> Tensor | None:
@@ -84,34 +88,20 @@ class TargetPass:
         return None if self._recording is None else self._recording.taps_BSE
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "B V"]:
-        """Logits behind every prompt. Padding is on the right, where causal attention hides it."""
-        longest = max(map(len, prompts))
-        ids_BS = torch.tensor(
-            [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts],
-            device=self._model.device,
-        )
-        hidden_BSD = self._run(ids_BS, None, None)
-        lengths = list(map(len, prompts))
-        self.cache.commit(lengths)
-        row_B = torch.arange(len(prompts), device=ids_BS.device)
-        return self._head(hidden_BSD[row_B, torch.tensor(lengths, device=ids_BS.device) - 1])
+        """Logits behind every prompt."""
+        return self._head(prefill(self._model, prompts, self.cache))
 
     def verify(self, block_BQ: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q V"]:
         """Logits behind every token of a block that stands behind what is committed."""
         queries = block_BQ.shape[1]
-        mask = None
-        if queries > 1 or len(set(self.cache.starts)) > 1:
-            mask = additive(self.cache.visible(queries), self._model.dtype)
-        return self._head(self._run(block_BQ, mask, self.cache.positions(queries)))
-
-    def _run(self, ids_BQ: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
-        return self._model.base_model(
-            input_ids=ids_BQ,
-            attention_mask=mask,
-            position_ids=positions,
+        hidden_BQD = self._model.base_model(
+            input_ids=block_BQ,
+            attention_mask=self.cache.mask(queries, self._model.dtype),
+            position_ids=self.cache.positions(queries),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
+        return self._head(hidden_BQD)
 
 
 def speculate(

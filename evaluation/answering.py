@@ -120,7 +120,7 @@ class LocalAnswerer:
             try:
                 prompts[place] = self.prompt_ids(question)
                 replies.append(Reply())
-            except DataError as error:
+            except ValueError as error:
                 replies.append(Reply(error=str(error)))
         if not prompts:
             return replies
@@ -151,7 +151,7 @@ class LocalAnswerer:
         """The tokens of a conversation.
 
         Raises:
-            DataError: it leaves no room for an answer, or the chat template refuses it.
+            ValueError: it leaves no room for an answer, or the chat template refuses it.
         """
         longest = self.target.max_positions
         ids = self.target.chat_ids(question.messages, self.thinking)

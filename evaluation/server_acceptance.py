@@ -25,7 +25,7 @@ from decoding.server_protocol import NEUTRAL_SAMPLING, load_tokenizer, whole_num
 from evaluation.answering import Question, Reply
 from evaluation.server_client import RefusedError, ServerClient, known_finish
 from evaluation.server_counters import Counters, parse_counters
-from models.causal import tokenizer_fingerprint
+from models.identity import tokenizer_fingerprint
 
 
 @runtime_checkable

@@ -7,7 +7,6 @@ configuration chooses with `_target_`.
 Legend: V vocabulary, D hidden size.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data.errors import DataError
-from data.fingerprint import files_fingerprint, fingerprint
+from models.identity import folder_fingerprint, tokenizer_fingerprint
 
 DTYPES = {
     "float32": torch.float32,
@@ -34,14 +32,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-# What a saved config says of how it was saved, not of what the model computes.
-_VOLATILE = (
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "_attn_implementation",
-)
 
 
 @dataclass(frozen=True)
@@ -107,10 +97,10 @@ class CausalTarget:
                 switch ignore it.
 
         Raises:
-            DataError: the tokenizer has no chat template, or the template refuses the turns.
+            ValueError: the tokenizer has no chat template, or the template refuses the turns.
         """
         if self.tokenizer.chat_template is None:
-            raise DataError(
+            raise ValueError(
                 f"model={self.name}: the tokenizer has no chat template; give prompt ids"
             )
         try:
@@ -123,7 +113,7 @@ class CausalTarget:
         # Templates refuse by an exception of their own language.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"model={self.name}: its chat template refuses ({reason})") from error
+            raise ValueError(f"model={self.name}: its chat template refuses ({reason})") from error
         return cast(list[int], ids)
 
 
@@ -149,7 +139,7 @@ def load_causal(
         revision: of the hub.
 
     Raises:
-        DataError: nothing there, not a causal language model, or a mask token that cannot be.
+        ValueError: nothing there, not a causal language model, or a mask token that cannot be.
     """
     torch_dtype = dtype_of(dtype)
     folder = _local_copy(source, revision)
@@ -167,7 +157,7 @@ def load_causal(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"model.source={source}: cannot be loaded ({reason})") from error
+        raise ValueError(f"model.source={source}: cannot be loaded ({reason})") from error
     return assemble(
         model,
         tokenizer,
@@ -183,10 +173,10 @@ def dtype_of(name: str) -> torch.dtype:
     """The type of numbers of a name.
 
     Raises:
-        DataError: no such name.
+        ValueError: no such name.
     """
     if name not in DTYPES:
-        raise DataError(f"model.dtype={name}: allowed {', '.join(DTYPES)}")
+        raise ValueError(f"model.dtype={name}: allowed {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -210,35 +200,17 @@ def resolve_mask_token(
     """The id of a mask token given by id or by text.
 
     Raises:
-        DataError: unknown to the tokenizer, without an embedding, or a token that ends a text.
+        ValueError: unknown to the tokenizer, without an embedding, or a token that ends a text.
     """
     known = tokenizer.get_vocab()
     if isinstance(token, str) and token not in known:
-        raise DataError(f"model.mask_token={token}: not in the vocabulary; give a token or an id")
+        raise ValueError(f"model.mask_token={token}: not in the vocabulary; give a token or an id")
     found = known[token] if isinstance(token, str) else token
     if not 0 <= found < num_embeddings:
-        raise DataError(f"model.mask_token={token}: allowed an id below {num_embeddings}")
+        raise ValueError(f"model.mask_token={token}: allowed an id below {num_embeddings}")
     if found in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        raise DataError(f"model.mask_token={token}: it begins or ends texts; give an unused one")
+        raise ValueError(f"model.mask_token={token}: it begins or ends texts; give an unused one")
     return found
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Identity of the config and of the bytes of the weights."""
-    config = json.loads((folder / "config.json").read_text())
-    weights = sorted(folder.glob("*.safetensors"))
-    return fingerprint([config_identity(config), files_fingerprint(weights)])
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identity of a tokenizer's vocabulary and chat template, which a model's weights do not
-    determine: folders with the same weights may speak to them in other ways."""
-    return fingerprint([tokenizer.get_vocab(), tokenizer.chat_template])
-
-
-def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config decides what the model computes."""
-    return {key: value for key, value in config.items() if key not in _VOLATILE}
 
 
 def _local_copy(source: str, revision: str | None) -> Path:
@@ -248,13 +220,13 @@ def _local_copy(source: str, revision: str | None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise DataError(f"model.source={source}: no config.json in this folder")
+            raise ValueError(f"model.source={source}: no config.json in this folder")
         return folder
     patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
+        raise ValueError(
             f"model.source={source}: no such folder, and not to be had from the hub ({reason})"
         ) from error

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from data.errors import DataError
-
 # Frequencies of these follow the longest row of a pass: a row would depend on those beside it, and
 # keys in the cache on when they were written.
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
@@ -30,24 +28,24 @@ def check_decodable(config: Any, name: str) -> None:
         name: what the user calls the target.
 
     Raises:
-        DataError: layers that forget, because refused drafts cannot be taken back from them; rotary
-            embeddings that change with the length of a pass; an attention without masks.
+        ValueError: layers that forget, because refused drafts cannot be taken back from them;
+            rotary embeddings that change with the length of a pass; an attention without masks.
     """
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        raise DataError(
+        raise ValueError(
             f"target {name}: layers of {', '.join(sorted(kinds))}; allowed: full_attention, or a"
             " server in its place"
         )
     for rope in rope_types(getattr(config, "rope_parameters", None)):
         if rope in _ROPE_BY_LENGTH:
-            raise DataError(
+            raise ValueError(
                 f"target {name}: rope_type={rope}, which depends on the longest row; allowed:"
                 " default, linear, llama3, yarn, or a server in its place"
             )
     attention = getattr(config, "_attn_implementation", None)
     if attention is not None and attention not in _MASKED_ATTENTION:
-        raise DataError(
+        raise ValueError(
             f"target {name}: attn_implementation={attention}, which takes no such mask; allowed:"
             f" {', '.join(_MASKED_ATTENTION)}"
         )

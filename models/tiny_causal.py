@@ -12,8 +12,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from data.fingerprint import fingerprint
-from models.causal import CausalTarget, assemble, config_identity, dtype_of
+from models.causal import CausalTarget, assemble, dtype_of
+from models.identity import config_identity, digest
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
 # ChatML; like Qwen3's, it opens an answer without thoughts by an empty thought.
@@ -84,10 +84,10 @@ def tiny_causal(
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    digest = hashlib.sha256()
+    weights = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode() + tensor.float().numpy().tobytes())
-    identity = fingerprint([config_identity(config.to_dict()), digest.hexdigest()])
+        weights.update(key.encode() + tensor.float().numpy().tobytes())
+    identity = digest([config_identity(config.to_dict()), weights.hexdigest()])
     return assemble(
         model,
         tokenizer,

@@ -14,9 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from algorithm import open_checkpoint
 from data.chat import messages_of
-from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
 from data.storage import exclusive
 from decoding.drafts import NetworkDraft
@@ -37,14 +35,15 @@ from evaluation.server_acceptance import RemoteAnswerer
 from evaluation.speedup import Speedup, measure_speedup, time_prompts
 from models.causal import CausalTarget
 from models.dflash import DFlashNetwork
-from models.dflash_folder import load_draft
-from models.shared_target import open_target
 from modes.sample_eval import sampling_device
+from opening import open_checkpoint
 from runtime.checkpoint import provenance
 from runtime.config import instantiate
+from runtime.dflash.folder import load_draft
 from runtime.errors import ConfigError
 from runtime.progress import counting
 from runtime.run import write_config, write_json, write_provenance
+from runtime.shared_target import open_target
 
 DRAFT, REFERENCE = "draft", "reference"
 # Of an `Acceptance`, what summary.json has.
@@ -313,7 +312,7 @@ def _encoded(
         question = Question(benchmark, row["id"], 0, messages_of(row))
         try:
             yield question, answerer.prompt_ids(question)
-        except DataError:
+        except ValueError:
             # Counted as failed when it was to be answered.
             continue
 

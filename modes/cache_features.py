@@ -18,14 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from algorithm import build_algorithm
 from data.blocks import IDS, LENGTH, SEGMENT
 from data.errors import DataError
+from data.feature_cache import FeatureWriter
 from dataloader import LanguageData
 from draft import DFlashDraft
-from models.feature_cache import FeatureWriter
 from objectives.anchors import places_in_document
 from objectives.fused_acceptance import teacher_summary
+from opening import build_algorithm
 from runtime.checkpoint import provenance
 from runtime.devices import chosen_accelerator
 from runtime.errors import ConfigError

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from algorithm import open_checkpoint
 from data.blocks import FEATURE_DTYPE
 from data.depth import DEPTH
 from data.grammar_model import ProbabilisticGrammar
@@ -47,6 +46,7 @@ from evaluation.unmasking import (
     tau_metrics,
 )
 from modes.sample_eval import sampling_config, sampling_device
+from opening import evaluation_data, open_checkpoint
 from runtime.checkpoint import provenance
 from runtime.errors import ConfigError
 from runtime.overrides import overridden_keys
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         )
     model.to(sampling_device(cfg))
     named = "data.tokenizer_name_or_path" in overridden_keys()
-    data = LanguageData.for_model(cfg, model.tokenizer, named, with_parse=True)
+    data = evaluation_data(cfg, model.tokenizer, named, with_parse=True)
     run_dir = Path(cfg.paths.run_dir)
     write_config(run_dir, cfg)
     write_provenance(run_dir, provenance(cfg, data.fingerprint))

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from callbacks.metrics_csv import read_metrics
 from draft import DFlashDraft
 from evaluation.model_card import UNKNOWN, UNMEASURED, run_folder
-from models.dflash_folder import CONFIG, WEIGHTS, write_draft
 from runtime.checkpoint import provenance, read_checkpoint
+from runtime.dflash.folder import CONFIG, WEIGHTS, write_draft
 from runtime.run import write_provenance
 
 CARD = "README.md"

@@ -4,10 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from algorithm import open_checkpoint
 from callbacks.progress import progress_bar
 from data.grammar_model import ProbabilisticGrammar
-from dataloader import LanguageData
 from evaluation.perplexity import (
     gap_to_truth,
     likelihood_metrics,
@@ -15,6 +13,7 @@ from evaluation.perplexity import (
     write_likelihoods,
 )
 from evaluation.tables import metrics_table
+from opening import evaluation_data, open_checkpoint
 from runtime.checkpoint import provenance
 from runtime.overrides import overridden_keys
 from runtime.run import write_config, write_provenance
@@ -32,7 +31,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         `data=grammar` also the true value and the gap to it.
     """
     model, cfg = open_checkpoint(cfg)
-    data = LanguageData.for_model(
+    data = evaluation_data(
         cfg, model.tokenizer, named="data.tokenizer_name_or_path" in overridden_keys()
     )
     model.eval_draws = 1 if model.is_exact else cfg.eval.num_draws

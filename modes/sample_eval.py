@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from algorithm import open_checkpoint
 from data.grammar_model import ProbabilisticGrammar
 from dataloader import LanguageData
 from decoding.denoise import Generation
@@ -25,6 +24,7 @@ from evaluation.samples import (
     sample_metrics,
 )
 from evaluation.tables import metrics_table
+from opening import open_checkpoint
 from runtime.checkpoint import provenance
 from runtime.config import instantiate, locate
 from runtime.devices import count_devices

@@ -10,9 +10,9 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from algorithm import build_algorithm
 from callbacks.metrics_csv import read_metrics
 from dataloader import LanguageData
+from opening import build_algorithm
 from runtime.checkpoint import check_resumable, provenance, read_checkpoint
 from runtime.run import write_provenance
 from runtime.trainer import build_trainer, resume_point

@@ -11,6 +11,12 @@ slot is its loss and the direction of its gradient, a vector of D numbers. Survi
 weights follow on the [N, K] losses by ordinary autograd and only scale these directions. So no
 chunk has to hold whole blocks, and an objective may be any function of the slots' losses.
 
+Memory: `chunk` rows of logits (two or three times that with `teacher_hidden_UD`) and one or two
+vectors of D per valid slot. Time, in products of a vector with W: two per valid slot, and two per
+target position in `teacher_summary`. In place of the latter `teacher_hidden_UD` takes one per
+target position (on a GPU, one per valid slot), and one more per slot where KL and acceptance are
+both learnt. One less per slot if nothing is learnt.
+
 Where acceptance needs all of p (sum min(p, q)), a chunk of the teacher's logits stands beside the
 draft's. Teacher and head get no gradient.
 
@@ -181,11 +187,7 @@ def fused_acceptance_loss(
     """The objective's loss of drafted blocks, and its parts, without the logits of the batch.
 
     Products run in the autocast dtype (the logits are rounded to it), softmax and sums in fp32, or
-    in fp64 for fp64 input. Memory: `chunk` rows of logits (two or three times that with
-    `teacher_hidden_UD`) and one or two vectors of D per valid slot. Time, in products of a vector
-    with W: two per valid slot, and two per target position in `teacher_summary`. In place of the
-    latter `teacher_hidden_UD` takes one per target position (on a GPU, one per valid slot), and one
-    more per slot where KL and acceptance are both learnt. One less per slot if nothing is learnt.
+    in fp64 for fp64 input. What it costs stands at the top of this file.
 
     Args:
         hidden_NKD: the draft's hidden states after its final norm, at slots that predict.
@@ -227,17 +229,25 @@ def fused_acceptance_loss(
         accept_NK, kl_NK, nll_NK, hits_NK = map(slots.scatter, (*found[:3], found[3] == labels_R))
         # 3. What they weigh depends on the block.
         terms = objective.block_terms(-accept_NK, kl_NK, valid_NK)
-        block_loss_N = torch.zeros_like(terms.reward_N)
-        for weight, scale, term_N in (
-            (objective.reward_weight, reward_scale, -terms.reward_N),
-            (objective.kl_weight, kl_scale, terms.kl_N),
-            (objective.ce_weight, ce_scale, terms.ce_N),
-        ):
-            if weight:
-                block_loss_N = block_loss_N + (weight if scale is None else scale) * term_N
+        block_loss_N = _weighted(objective, terms, reward_scale, kl_scale, ce_scale)
         length_N = replace(objective, smoothing=0.0).survival(-accept_NK.detach(), valid_NK).sum(-1)
     return AcceptanceSums(
         block_loss_N.sum(), terms, valid_NK.any(-1).sum(), valid_NK.sum(), terms.weight_NK.sum(),
         length_N.sum(), None if teacher is None else kl_NK.detach().sum(), nll_NK.sum(),
         block_loss_N.detach(), hits_NK,
     )  # fmt: skip
+
+
+def _weighted(
+    objective: AcceptanceObjective,
+    terms: BlockTerms,
+    *scales: float | int | Tensor | None,
+) -> Tensor:
+    """[N] loss of every block: its terms by `scales` (reward, KL, CE), else by their weights."""
+    weights = objective.reward_weight, objective.kl_weight, objective.ce_weight
+    loss_N = torch.zeros_like(terms.reward_N)
+    parts = -terms.reward_N, terms.kl_N, terms.ce_N
+    for weight, scale, part_N in zip(weights, scales, parts, strict=True):
+        if weight:
+            loss_N = loss_N + (weight if scale is None else scale) * part_N
+    return loss_N

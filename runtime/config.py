@@ -211,6 +211,13 @@ def _options_for(
     return options
 
 
+def to_plain(config: dict | DictConfig) -> dict[str, Any]:
+    """A configuration as nested dicts and lists: what a checkpoint can hold safely."""
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return config  # type: ignore[return-value]
+
+
 def one_line(text: str) -> str:
     """Fold a message of several lines into one."""
     return "; ".join(part.strip() for part in text.splitlines() if part.strip())

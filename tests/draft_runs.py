@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from decoding.generate import GenerationRequest, GenerationSettings
 from decoding.local import LocalGenerator
-from models.shared_target import open_target
 from modes import train
+from runtime.shared_target import open_target
 from tests.support import compose_config
 
 # hidden_size 32: a step takes ten milliseconds.

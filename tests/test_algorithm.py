@@ -58,8 +58,8 @@ def test_gradient_and_weights_do_not_depend_on_accumulation(folder, tmp_path, na
 
 def test_the_gradient_is_that_of_the_weighted_mean_over_the_global_batch(folder, tmp_path):
     """Against autograd of sum(w l) / (number of scored tokens), without any of the machinery."""
-    from algorithm import build_algorithm
     from dataloader import LanguageData
+    from opening import build_algorithm
 
     overrides = (*ALGORITHMS["mdlm"], *UNCUT, "loader.batch_size=2")
     fit(folder, tmp_path, *overrides, "trainer.max_steps=1", "trainer.gradient_clip_val=null")
@@ -169,8 +169,8 @@ def mdlm(folder):
 
 def start_from(folder, run_dir, path, *overrides):
     """What a run that starts from `path` holds before its first step: weights, average, step."""
-    from algorithm import build_algorithm
     from dataloader import LanguageData
+    from opening import build_algorithm
 
     cfg = configure(folder, run_dir, f"training.from_pretrained={path}", *overrides)
     return build_algorithm(cfg, LanguageData(cfg))

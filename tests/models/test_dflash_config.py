@@ -8,7 +8,6 @@ from transformers import LlamaConfig, Qwen3Config
 
 from models.dflash import DFlashConfig, DFlashNetwork, target_layer_rule
 from models.dflash_config import rotary_frequencies
-from runtime.errors import ConfigError
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -39,7 +38,7 @@ def test_layer_rule(layers, taps, expected):
 
 @pytest.mark.parametrize(("layers", "taps"), [(36, 0), (7, 5), (4, 2), (2, 2)])
 def test_layer_rule_refuses(layers, taps):
-    with pytest.raises(ConfigError, match=f"num_taps={taps}: allowed 1 to"):
+    with pytest.raises(ValueError, match=f"num_taps={taps}: allowed 1 to"):
         target_layer_rule(layers, taps)
 
 
@@ -94,7 +93,7 @@ def test_draft_of_a_llama_target():
     ],
 )
 def test_what_no_network_can_have(changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         config_of(**changes)
 
 
@@ -111,7 +110,7 @@ def test_what_no_network_can_have(changes, message):
 def test_targets_that_cannot_be_drafted_for(rope, message):
     target = Qwen3Config(num_hidden_layers=6)
     target.rope_parameters = rope
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         DFlashConfig.from_target(
             target, block_size=4, num_hidden_layers=1, num_taps=1, mask_token_id=5
         )
@@ -121,5 +120,5 @@ def test_a_draft_belongs_to_targets_of_its_shape():
     shape = {"hidden_size": 32, "num_hidden_layers": 6, "vocab_size": 100}
     config_of().require_target(Qwen3Config(**shape))
     for key, value in shape.items():
-        with pytest.raises(ConfigError, match=f"={value}: allowed {value + 1}, that of the target"):
+        with pytest.raises(ValueError, match=f"={value}: allowed {value + 1}, that of the target"):
             config_of().require_target(Qwen3Config(**shape | {key: value + 1}))

@@ -70,3 +70,4 @@ def test_a_step_does_not_wait_for_the_device(network):
         network(taps, embeds, network.layout(*rest)).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(parameter.grad is not None for parameter in network.parameters())

@@ -6,7 +6,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 from models.taps import TargetTaps
-from runtime.errors import ConfigError
 
 WIDTH, LAYERS = 32, 4
 
@@ -156,11 +155,11 @@ def test_compiled_layers_are_tapped(model, ids):
 
 @pytest.mark.parametrize("layer_ids", [(), (0, 0), (-1,), (LAYERS,)])
 def test_layers_that_are_not_there(model, layer_ids):
-    with pytest.raises(ConfigError, match=r"target_layer_ids=\[.*\]: allowed .* 0 to 3"):
+    with pytest.raises(ValueError, match=r"target_layer_ids=\[.*\]: allowed .* 0 to 3"):
         TargetTaps(model, layer_ids)
 
 
 def test_other_models_are_refused():
     other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9))
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel: has no list of decoder layers"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel: has no list of decoder layers"):
         TargetTaps(other, (0,))

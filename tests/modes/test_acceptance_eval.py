@@ -16,9 +16,9 @@ from evaluation.acceptance_log import RowLog, read_rows
 from evaluation.acceptance_run import draft_run
 from models.causal import CausalTarget
 from models.dflash import DFlashConfig, DFlashNetwork
-from models.dflash_folder import load_draft, write_draft
 from models.tiny_causal import tiny_causal
 from modes import acceptance_eval, acceptance_table
+from runtime.dflash.folder import load_draft, write_draft
 from runtime.errors import ConfigError
 from runtime.run import load_summary
 from tests.draft_runs import answered_rows, fit

@@ -16,6 +16,7 @@ from data.errors import DataError
 from dataloader import LanguageData
 from modes import ppl_eval
 from modes.parse_depth import run, shard_of
+from opening import evaluation_data
 from runtime.errors import ConfigError
 from runtime.run import load_summary
 from tests.runs import best, fit, tiny, write_corpus
@@ -289,7 +290,7 @@ def test_a_configuration_from_before_parsing_still_works(tmp_path):
     cfg = compose_config(*on_text(tmp_path))
     with open_dict(cfg):
         del cfg.data.parse
-    data = LanguageData.for_model(cfg, LanguageData(cfg).tokenizer, named=False)
+    data = evaluation_data(cfg, LanguageData(cfg).tokenizer, named=False)
     assert data.parse_store is None and data.source is data.plain_source
     assert len(data.rows("train"))
 
@@ -299,9 +300,9 @@ def test_an_evaluation_reads_the_rows_of_the_training_where_its_splits_are_parse
     cfg = compose_config(*on_text(tmp_path), *TOY, run_dir=tmp_path)
     run(cfg)
     trained = LanguageData(cfg)
-    again = LanguageData.for_model(cfg, trained.tokenizer, named=False)
+    again = evaluation_data(cfg, trained.tokenizer, named=False)
     assert again.rows("train").path == trained.rows("train").path
     assert "depth" in again.rows("validation").names
     trained.parse_store.index_path("validation").unlink()
-    without = LanguageData.for_model(cfg, trained.tokenizer, named=False)
+    without = evaluation_data(cfg, trained.tokenizer, named=False)
     assert without.rows("validation").names == ("input_ids",)

@@ -1,8 +1,8 @@
 """A draft as a folder that SGLang, vLLM and z-lab's own tools load: config.json, model.safetensors.
 
 The layout is the one of z-lab's published drafts: 58 tensors for five layers, no embedding, no
-head; `models/dflash_json.py` has the configuration. The layout of `speculators` is another one,
-whose layer ids are larger by one; it is not read here.
+head; `runtime.dflash.config_json` has the configuration. The layout of `speculators` is another
+one, whose layer ids are larger by one; it is not read here.
 
 A folder is untrusted: names and shapes are compared before a tensor is read or made.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from models.dflash import DFlashNetwork
 from models.dflash_config import DFlashConfig
-from models.dflash_json import ARCHITECTURES, architecture, config_json, parse_config
 from runtime.config import one_line
+from runtime.dflash.config_json import ARCHITECTURES, architecture, config_json, parse_config
 from runtime.errors import CheckpointError, ConfigError
 from runtime.excerpt import shown
 from runtime.export import staged
@@ -161,7 +161,7 @@ def read_config(folder: Path) -> DFlashConfig:
     content = _read_json(path)
     try:
         return parse_config(content)
-    except ConfigError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {one_line(shown(str(error), 400))}") from error
 
 

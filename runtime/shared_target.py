@@ -15,7 +15,7 @@ def open_target(model: Mapping[str, Any]) -> CausalTarget:
 
     Raises:
         ConfigError: the section describes something else.
-        DataError: the target cannot be had.
+        ValueError: the target cannot be had.
     """
     return _open(json.dumps(dict(model), sort_keys=True))
 

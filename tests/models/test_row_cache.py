@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
 
-from models.ragged_cache import RaggedCache
+from models.row_cache import STEP, RowCache, prefill
 from models.tiny_causal import tiny_causal
 
 
@@ -14,24 +13,17 @@ def model():
 
 
 def enter(model, cache, rows):
-    lengths = [len(row) for row in rows]
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-    fresh = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids, past_key_values=fresh, use_cache=True)
-    cache.admit(fresh, lengths)
+        prefill(model, rows, cache)
 
 
 def step(model, cache, tokens):
-    position, mask = cache.begin_step(torch.device("cpu"), torch.float64)
     with torch.no_grad():
         logits = model(
-            torch.tensor(tokens)[:, None], position_ids=position, attention_mask=mask,
-            past_key_values=cache, use_cache=True,
+            torch.tensor(tokens)[:, None], position_ids=cache.positions(1),
+            attention_mask=cache.mask(1, torch.float64), past_key_values=cache, use_cache=True,
         ).logits  # fmt: skip
-    cache.end_step()
+    cache.commit([1] * len(tokens))
     return logits[:, 0]
 
 
@@ -45,7 +37,7 @@ def test_rows_that_enter_and_leave_are_as_if_alone(attention):
     model = tiny_causal(num_hidden_layers=2, dtype="float64", attn_implementation=attention).model
     draw = torch.Generator().manual_seed(0)
     fresh = lambda n: torch.randint(0, 260, (n,), generator=draw).tolist()  # noqa: E731
-    cache, rows = RaggedCache(2, num_rows=4), []
+    cache, rows = RowCache(2, num_rows=4), []
     # Lengths that need more columns later, rows that take the places of longer ones.
     script = {0: [90, 3, 17], 5: [1], 9: [40], 12: [60, 2]}
     leaving = {4: 0, 8: 1, 11: 0, 12: 0, 30: 2}
@@ -71,7 +63,7 @@ def test_rows_that_enter_and_leave_are_as_if_alone(attention):
 
 def test_a_row_does_not_see_what_stood_in_its_place(model):
     """Columns beyond a row's length hold the keys of a longer row that has left."""
-    cache = RaggedCache(2, num_rows=1)
+    cache = RowCache(2, num_rows=1)
     enter(model, cache, [list(range(50, 130))])
     cache.drop(0)
     enter(model, cache, [[5, 6, 7]])
@@ -80,7 +72,43 @@ def test_a_row_does_not_see_what_stood_in_its_place(model):
 
 
 def test_no_more_rows_than_there_is_room_for(model):
-    cache = RaggedCache(2, num_rows=1)
+    cache = RowCache(2, num_rows=1)
     enter(model, cache, [[1, 2]])
     with pytest.raises(AssertionError, match="no room"):
         enter(model, cache, [[1, 2]])
+
+
+def test_blocks_are_kept_in_part_each_row_its_own(model):
+    """Verification: 5 tokens are written behind every row, another number stays in each."""
+    draw = torch.Generator().manual_seed(1)
+    fresh = lambda n: torch.randint(0, 260, (n,), generator=draw).tolist()  # noqa: E731
+    rows = [fresh(n) for n in (70, 3, 20)]
+    cache = RowCache(2, num_rows=3)
+    enter(model, cache, rows)
+    for counts in ([5, 1, 2], [1, 1, 1], [3, 5, 4]):
+        block = [fresh(5) for _ in rows]
+        with torch.no_grad():
+            logits = model(
+                torch.tensor(block), position_ids=cache.positions(5),
+                attention_mask=cache.mask(5, torch.float64), past_key_values=cache, use_cache=True,
+            ).logits  # fmt: skip
+        for place, row in enumerate(rows):
+            torch.testing.assert_close(
+                logits[place, -1], whole(model, [*row, *block[place]]), atol=1e-5, rtol=0
+            )
+        cache.commit(counts)
+        rows = [[*row, *new[:n]] for row, new, n in zip(rows, block, counts, strict=True)]
+    cache.keep([2, 0])
+    assert cache.lengths == [len(rows[2]), len(rows[0])]
+    for place, logits in enumerate(step(model, cache, [7, 8])):
+        row = [*rows[(2, 0)[place]], (7, 8)[place]]
+        torch.testing.assert_close(logits, whole(model, row), atol=1e-5, rtol=0)
+
+
+def test_memory_is_that_of_the_longest_row_and_a_block(model):
+    cache = RowCache(2, num_rows=2)
+    enter(model, cache, [[1] * 5, [2]])
+    assert cache.layers[0].keys.shape[2] == STEP
+    for _ in range(STEP):
+        step(model, cache, [1, 1])
+    assert cache.layers[0].keys.shape[2] == 2 * STEP

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.dflash_config import ROPE_TYPES, DFlashConfig, rope_of
-from runtime.errors import ConfigError
 from runtime.excerpt import shown
 from runtime.keys import is_integer, is_number
 
@@ -89,7 +88,7 @@ def parse_config(content: Mapping[str, Any]) -> DFlashConfig:
     """Our configuration; keys that change nothing are passed over.
 
     Raises:
-        ConfigError: a value is missing, of a wrong type or size, said twice and differently, or
+        ValueError: a value is missing, of a wrong type or size, said twice and differently, or
             asks for something that this network does not do.
     """
     name = architecture(content)
@@ -128,7 +127,7 @@ def parse_config(content: Mapping[str, Any]) -> DFlashConfig:
 
 def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
     if not holds:
-        raise ConfigError(f"{key}={shown(value)}: allowed {allowed}")
+        raise ValueError(f"{key}={shown(value)}: allowed {allowed}")
 
 
 def _same(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -187,7 +186,7 @@ def _said_once(
     for other in others:
         both = " and ".join(f"{place}={shown(str(value))}" for place, value in values.items())
         if other != first:
-            raise ConfigError(f"{both}: allowed one value, or the same one twice")
+            raise ValueError(f"{both}: allowed one value, or the same one twice")
     return first
 
 
@@ -210,7 +209,7 @@ def _rope(content: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
         spellings.append(_rope_of("rope_scaling", content.get("rope_scaling") or {}, theta))
     _require(bool(spellings), "rope_theta", None, "a value here or in rope_parameters")
     if spellings[0] != spellings[-1]:
-        raise ConfigError(
+        raise ValueError(
             f"rope_parameters={shown(str(spellings[0]))} and"
             f" rope_theta, rope_scaling={shown(str(spellings[-1]))}: allowed the same in both"
         )

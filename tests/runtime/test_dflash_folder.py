@@ -14,8 +14,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from models.dflash import DFlashConfig, DFlashNetwork
 from models.dflash_config import rotary_frequencies
-from models.dflash_folder import load_draft, read_config, write_draft
-from models.dflash_json import parse_config
+from runtime.dflash.config_json import parse_config
+from runtime.dflash.folder import load_draft, read_config, write_draft
 from runtime.errors import CheckpointError, ConfigError
 
 LAYERS, WIDTH, HEADS, GROUPS, HEAD, INNER, TAPS = 5, 32, 4, 2, 8, 48, 3
@@ -267,12 +267,12 @@ JSON = st.recursive(
     value=JSON,
 )
 def test_any_value_is_taken_or_named(key, inner, value):
-    """Nothing else than a configuration or a ConfigError comes of a config.json."""
+    """Nothing else than a configuration or a ValueError comes of a config.json."""
     changes = {key: value} if inner is None else dflash_config(**{inner: value})
     content = json.loads(json.dumps(ZLAB | changes))
     try:
         config = parse_config(content)
-    except ConfigError as error:
+    except ValueError as error:
         assert "allowed" in str(error) or "rope" in str(error)
     else:
         assert all(f.isfinite().all() for f in rotary_frequencies(config)[:1])

@@ -1,0 +1,1 @@
+"""Drafts as folders that other programs load: written, and read without trust."""

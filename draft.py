@@ -45,7 +45,7 @@ _FREE_TO_CHANGE = {"block_size", "bos_token_id", "eos_token_id", "max_position_e
 _CROSS_ENTROPY = AcceptanceObjective(ce_weight=1.0)
 # What is summed over the blocks of a step: see `_statistics`.
 _STATISTICS = (
-    "slots", "blocks", "weight", "normaliser", "expected", "kl", "ce", "accepted", "first",
+    "slots", "blocks", "weight", "normaliser", "expected", "kl", "ce", "committed", "first",
 )  # fmt: skip
 
 
@@ -145,9 +145,10 @@ class DFlashDraft(Algorithm):
         cache, length = self._caches[split], batch["input_ids"].shape[1]
         row_B, asked_U = batch["index"], inputs["asked"]
         inputs["taps"] = cache.taps(row_B, length)
-        inputs["expected"], inputs["entropy"] = cache.predictions(
-            row_B[asked_U // length], asked_U % length
-        )
+        if split == "train" and self.objective.needs_kl:
+            inputs["expected"], inputs["entropy"] = cache.predictions(
+                row_B[asked_U // length], asked_U % length
+            )
 
     def draw_blocks(
         self, batch: dict[str, Tensor], row_B: Tensor, key: tuple[int, ...]
@@ -190,7 +191,7 @@ class DFlashDraft(Algorithm):
         # 3. Head and loss, without the logits of the batch ever being there.
         sums = self.acceptance(hidden_MKD, inputs, reading, self.objective, self.weight_share)
         normaliser = self.objective.normaliser(inputs["valid"])
-        self._count(self._statistics(sums, normaliser))
+        self._count(self._statistics(sums, inputs["valid"], normaliser))
         rows_B = row_sums(sums.block_loss_N, inputs["row"], len(batch["index"]))
         return LossTerms(sums.loss, normaliser, rows_B)
 
@@ -257,13 +258,13 @@ class DFlashDraft(Algorithm):
             **objective.scales(self.predicted, weight_share),
         )
 
-    def _statistics(self, sums: AcceptanceSums, normaliser: Tensor) -> Tensor:
+    def _statistics(self, sums: AcceptanceSums, valid_NK: Tensor, normaliser: Tensor) -> Tensor:
         """The sums that `_STATISTICS` names, of one micro-batch."""
-        accepted = accepted_tokens(sums.hits_NK).sum()
+        committed = committed_tokens(sums.hits_NK, valid_NK).sum()
         kl = torch.zeros_like(sums.ce) if sums.kl is None else sums.kl
         values = (
             sums.slots, sums.blocks, sums.weight, normaliser, sums.expected_length, kl, sums.ce,
-            accepted, sums.hits_NK[:, 0].sum(),
+            committed, sums.hits_NK[:, 0].sum(),
         )  # fmt: skip
         return torch.stack([value.detach().float() for value in values])
 
@@ -276,7 +277,7 @@ class DFlashDraft(Algorithm):
         assert self._sums is not None, "an optimiser step without a training step"
         sums = dict(zip(_STATISTICS, self._sum_over_ranks(self._sums).unbind(), strict=True))
         self._sums = None
-        self.log("train/tau", 1.0 + sums["accepted"] / sums["blocks"], prog_bar=True)
+        self.log("train/tau", sums["committed"] / sums["blocks"], prog_bar=True)
         self.log("train/expected_tau", 1.0 + sums["expected"] / sums["blocks"])
         self.log("train/first_accepted", sums["first"] / sums["blocks"])
         self.log("train/ce", sums["ce"] / sums["slots"])
@@ -298,8 +299,9 @@ class DFlashDraft(Algorithm):
         rows = len(batch["index"])
         nll_B = row_sums(sums.block_loss_N, inputs["row"], rows)
         tokens_B = row_sums(inputs["valid"].sum(-1).float(), inputs["row"], rows)
-        committed_B = row_sums(1.0 + accepted_tokens(sums.hits_NK), inputs["row"], rows)
-        blocks_B = row_sums(torch.ones_like(sums.block_loss_N), inputs["row"], rows)
+        committed_M = committed_tokens(sums.hits_NK, inputs["valid"])
+        committed_B = row_sums(committed_M, inputs["row"], rows)
+        blocks_B = row_sums(inputs["valid"].any(-1).float(), inputs["row"], rows)
         self._validated.append(torch.stack([committed_B, blocks_B], -1).double().cpu())
         return Likelihood(nll_B, tokens_B)
 
@@ -368,6 +370,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def accepted_tokens(hits_MK: Tensor) -> Tensor:
-    """[M] how many slots from the first on are what the target would say."""
-    return hits_MK.float().cumprod(-1).sum(-1)
+def committed_tokens(hits_MK: Tensor, valid_MK: Tensor) -> Tensor:
+    """[M] accepted drafts, and the target's own token behind them if the answer has one more.
+
+    Args:
+        hits_MK: whether a slot is what the target would say.
+        valid_MK: whether the answer reaches a slot.
+    """
+    accepted_M = (hits_MK & valid_MK).float().cumprod(-1).sum(-1)
+    length_M = valid_MK.sum(-1)
+    # Of an answer that ends inside the block nothing comes behind its last token.
+    most_M = torch.where(length_M < valid_MK.shape[-1], length_M, length_M + 1)
+    return torch.minimum(accepted_M + 1, most_M)

@@ -44,7 +44,7 @@ def plain_answers(
     """The target's greedy answers."""
     settings = GenerationSettings(max_new_tokens=options.max_new_tokens)
     requests = [GenerationRequest(str(n), prompt_ids=ids) for n, ids in enumerate(prompts)]
-    results = LocalGenerator(target, settings, 32).generate(requests)
+    results = LocalGenerator(target, settings, 32, device="cpu").generate(requests)
     answers = {result.id: result.token_ids or [] for result in results}
     return [answers[request.id] for request in requests]
 

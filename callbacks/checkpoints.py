@@ -79,9 +79,13 @@ class BestAndLast(Checkpoint):
 
     def _keep(self, trainer: L.Trainer) -> None:
         step, every = trainer.global_step, self.keep_every_n_steps
-        if every and step % every == 0 and step not in (self._started, self._kept):
+        if not every or step % every or step in (0, self._kept):
+            return
+        path = self.last_path.with_name(f"step{step}.ckpt")
+        # A run that was stopped at this very step had no time to keep it.
+        if step != self._started or not path.is_file():
             self._kept = step
-            save_atomically(trainer, self.last_path.with_name(f"step{step}.ckpt"))
+            save_atomically(trainer, path)
 
     def _save_last(self, trainer: L.Trainer) -> None:
         self._last_saved = trainer.global_step

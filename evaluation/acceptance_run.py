@@ -146,8 +146,19 @@ def _without_failures(
         if error is None:
             yield row, turns
         else:
-            about = {"draft": name, "benchmark": benchmark, "id": row["id"], "error": error}
-            failures.append(about)
+            failures.append(_failure(name, benchmark, row, error))
+
+
+def _failure(name: str, benchmark: str, row: Row, error: str) -> Row:
+    return {"draft": name, "benchmark": benchmark, "id": row["id"], "error": error}
+
+
+def _contradiction(row: Row) -> str | None:
+    try:
+        read_answer(row, "reply")
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _rows(name: str, benchmark: str, row: Row, turns: Sequence[Reply], drafted: int) -> list[Row]:
@@ -170,12 +181,16 @@ def _logged(
 ) -> Acceptance:  # fmt: skip
     """A benchmark whose answers are rows."""
     for batch in batches:
-        log.append(
-            [
-                _rows(name, benchmark, row, turns, answerer.drafted)
-                for row, turns in _without_failures(batch, name, benchmark, failures)
-            ]
-        )
+        found = []
+        for row, turns in _without_failures(batch, name, benchmark, failures):
+            rows = _rows(name, benchmark, row, turns, answerer.drafted)
+            problem = next(filter(None, map(_contradiction, rows)), None)
+            # What a server says may not add up; were it kept, no later run could go on from here.
+            if problem is not None and isinstance(answerer, RemoteAnswerer):
+                failures.append(_failure(name, benchmark, row, problem))
+            else:
+                found.append(rows)
+        log.append(found)
     answers = _answers(log, name, benchmark)
     _check_any(answers, name, benchmark, failures)
     return measure(answers, seed=seed)

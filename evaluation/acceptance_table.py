@@ -10,7 +10,7 @@ and weighs every run with the same draw, so what makes a prompt hard cancels in 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,12 @@ class DraftRun:
     name: str
     conditions: Mapping[str, Any]
     answers: Sequence[Answer]
+
+    def among(self, other: "DraftRun") -> "DraftRun":
+        """Only the prompts that another draft has answered, too."""
+        theirs = {(answer.benchmark, answer.id) for answer in other.answers}
+        kept = [answer for answer in self.answers if (answer.benchmark, answer.id) in theirs]
+        return replace(self, answers=kept)
 
 
 @dataclass(frozen=True)

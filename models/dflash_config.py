@@ -116,16 +116,6 @@ class DFlashConfig:
         """E, the width of the tapped layers side by side."""
         return len(self.target_layer_ids) * self.hidden_size
 
-    def require_target(self, target: Any) -> None:
-        """Raise ValueError unless the transformers configuration of a target fits this draft."""
-        pairs = {
-            "hidden_size": target.hidden_size,
-            "num_target_layers": target.num_hidden_layers,
-            "vocab_size": target.vocab_size,
-        }
-        for name, number in pairs.items():
-            _require(self, name, getattr(self, name) == number, f"{number}, that of the target")
-
     @classmethod
     def from_target(
         cls,

@@ -325,7 +325,7 @@ def against_reference(
         return None
     ours, theirs = (draft_run(run_dir, name, name, conditions) for name in (DRAFT, REFERENCE))
     assert ours is not None and theirs is not None, "both have just been measured"
-    return acceptance_table([ours], theirs)
+    return acceptance_table([ours.among(theirs)], theirs.among(ours))
 
 
 def metrics_of(

@@ -1,24 +1,14 @@
 """mode=cache_features: what the target says of every token, written once for many epochs."""
 
-import contextlib
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from torch import Tensor
 
-from data.blocks import IDS, LENGTH, SEGMENT
+from data.blocks import IDS, LENGTH, SEGMENT, Block
 from data.errors import DataError
 from data.feature_cache import FeatureWriter
 from dataloader import LanguageData
@@ -29,6 +19,7 @@ from opening import build_algorithm
 from runtime.checkpoint import provenance
 from runtime.devices import chosen_accelerator
 from runtime.errors import ConfigError
+from runtime.progress import counting
 from runtime.run import write_provenance
 
 _BATCHES_PER_FLUSH = 10
@@ -68,7 +59,7 @@ def write_split(
     cfg: DictConfig, algorithm: DFlashDraft, data: LanguageData, split: str
 ) -> dict[str, float]:
     """Write what is missing of one split; says how large it will be before it begins."""
-    rows, target = data.rows(split), algorithm.target_here()
+    rows = data.rows(split)
     if not {LENGTH, SEGMENT} <= set(rows.names):
         raise DataError(
             f"data={cfg.data.name}: rows that are no conversations; allowed: data=chat (with"
@@ -86,38 +77,35 @@ def write_split(
         f" {cfg.mode.dtype} in {cfg.algo.feature_cache}; {writer.rows_done} rows are there",
         flush=True,
     )
-    fresh = slice(writer.rows_done, len(rows))
+    fresh_rows = range(writer.rows_done, len(rows))
     began = time.monotonic()
-    starts = range(fresh.start, fresh.stop, cfg.mode.batch_size)
-    for number, start in enumerate(_progress(starts, f"features of {split}"), start=1):
-        index = np.arange(start, min(start + cfg.mode.batch_size, fresh.stop))
-        block = rows.take(index)
-        batch = {
-            name: torch.from_numpy(block[name].astype(np.int64)).to(algorithm.device)
-            for name in (IDS, SEGMENT)
-        }
-        output = algorithm.taps.run(batch[IDS], position_ids=places_in_document(batch[SEGMENT]))
-        assert output.last_hidden_BSD is not None
-        flat = output.last_hidden_BSD.flatten(0, 1)
-        expected, entropy = teacher_summary(flat, target.head_VD)
-        shape = batch[IDS].shape
-        writer.write(output.taps_BSE, expected.unflatten(0, shape), entropy.unflatten(0, shape))
-        if number % _BATCHES_PER_FLUSH == 0:
-            writer.flush()
+    with counting(f"features of {split}", "rows", len(fresh_rows)) as tick:
+        for number, start in enumerate(fresh_rows[:: cfg.mode.batch_size], start=1):
+            index = np.arange(start, min(start + cfg.mode.batch_size, fresh_rows.stop))
+            writer.write(*_features(algorithm, rows.take(index)))
+            tick(len(index))
+            if number % _BATCHES_PER_FLUSH == 0:
+                writer.flush()
     writer.flush()
     seconds = time.monotonic() - began
-    written = int(lengths_R[fresh].sum())
+    written = int(lengths_R[fresh_rows.start :].sum())
     result: dict[str, float] = {
         "rows": len(rows), "tokens": writer.sizes.tokens, "gigabytes": round(gigabytes, 4),
-        "rows_written": fresh.stop - fresh.start,
+        "rows_written": len(fresh_rows),
     }  # fmt: skip
     return result | ({"tokens_per_s": written / seconds} if written else {})
 
 
-def _progress(items: Any, description: str) -> Any:
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-    progress = Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+def _features(algorithm: DFlashDraft, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Taps, expected head vectors and entropies of some rows."""
+    ids_BL, segment_BL = (
+        torch.from_numpy(block[name].astype(np.int64)).to(algorithm.device)
+        for name in (IDS, SEGMENT)
     )
-    with progress if sys.stderr.isatty() else contextlib.nullcontext():
-        yield from progress.track(items, description=description)
+    target = algorithm.target_here()
+    output = algorithm.taps.run(ids_BL, position_ids=places_in_document(segment_BL))
+    assert output.last_hidden_BSD is not None
+    flat_TD = output.last_hidden_BSD.flatten(0, 1)
+    expected_TD, entropy_T = teacher_summary(flat_TD, target.head_VD)
+    shape = ids_BL.shape
+    return output.taps_BSE, expected_TD.unflatten(0, shape), entropy_T.unflatten(0, shape)

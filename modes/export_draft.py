@@ -1,4 +1,4 @@
-"""mode=export_draft: a draft as a folder that SGLang, vLLM and transformers read."""
+"""mode=export_draft: a draft as a folder that SGLang, vLLM and z-lab's own code read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,10 @@ from omegaconf import DictConfig
 from callbacks.metrics_csv import read_metrics
 from draft import DFlashDraft
 from evaluation.model_card import UNKNOWN, UNMEASURED, run_folder
+from models.dflash_config import DFlashConfig
 from runtime.checkpoint import provenance, read_checkpoint
 from runtime.dflash.folder import CONFIG, WEIGHTS, write_draft
 from runtime.run import write_provenance
-
-CARD = "README.md"
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -23,7 +22,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         steps of the checkpoint, parameters, and megabytes written.
 
     Raises:
-        CheckpointError: no checkpoint of a draft, or a folder that holds another model.
+        CheckpointError: no checkpoint of a draft, or a folder that holds something else.
         ConfigError: a dtype that is not here, or a draft that others would read wrongly.
     """
     path = Path(cfg.eval.checkpoint_path)
@@ -32,12 +31,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     run_dir = Path(cfg.paths.run_dir)
     write_provenance(run_dir, provenance(model.config, content["provenance"]["data_fingerprint"]))
     folder = Path(cfg.mode.folder or run_dir / "draft")
-    write_draft(folder, model.network.config, model.network.state_dict(), cfg.mode.dtype)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     facts = {"step": content["global_step"], "parameters": parameters, "dtype": cfg.mode.dtype}
-    (folder / CARD).write_text(
-        _card(folder.name, model, content, facts, _tau(path, content, cfg.eval.weights))
-    )
+    card = _card(folder.name, model, content, facts, _tau(path, content, cfg.eval.weights))
+    write_draft(folder, model.network.config, model.network.state_dict(), cfg.mode.dtype, card)
     print(f"exported to {folder}")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     return {"steps": facts["step"], "parameters": parameters, "megabytes": size / 1e6}
@@ -68,7 +65,7 @@ def _card(
         "target": f"{target.get('name', UNKNOWN)} ({target.get('fingerprint', UNKNOWN)})",
         "layers": shape.num_hidden_layers,
         "target layers read": ", ".join(map(str, shape.target_layer_ids)),
-        "block size": f"{shape.block_size}: the anchor and {shape.num_drafts} drafts",
+        "block size": f"{shape.block_size}: {_slots(shape)}",
         "mask token": shape.mask_token_id,
         "parameters": f"{facts['parameters']:,} in {facts['dtype']}, without embedding and head",
         "objective": model.config["objective"]["name"],
@@ -92,7 +89,20 @@ tags:
 
 `{WEIGHTS}` has the weights under the published names, `{CONFIG}` the shape.
 
-```bash
+{_serving(shape)}"""
+
+
+def _slots(shape: DFlashConfig) -> str:
+    if shape.sample_from_anchor:
+        return f"{shape.num_drafts} drafts, the first in the anchor's own slot"
+    return f"the anchor and {shape.num_drafts} drafts"
+
+
+def _serving(shape: DFlashConfig) -> str:
+    """How to start a server with it; servers know the published layout only."""
+    if shape.sample_from_anchor:
+        return "Slot 0 predicts, too, which servers do not know: decode with Palimpsest.\n"
+    return f"""```bash
 python -m sglang.launch_server --model-path TARGET --speculative-algorithm DFLASH \\
     --speculative-draft-model-path FOLDER --speculative-num-draft-tokens {shape.block_size}
 vllm serve TARGET --speculative-config \\

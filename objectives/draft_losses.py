@@ -122,14 +122,3 @@ def dpace_loss(
 def lk_loss(alpha_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """-log alpha, alpha = sum min(p, q) (arXiv 2602.23881)."""
     return -alpha_NK.log()
-
-
-def lk_hybrid(
-    alpha_NK: Float[Tensor, "N K"], kl_NK: Float[Tensor, "N K"], eta: float | int = 3.0
-) -> Float[Tensor, "N K"]:
-    """l KL + (1 - l) (1 - alpha) with detached l = exp(-eta alpha) (arXiv 2602.23881).
-
-    Far from the target it is the KL, which has a gradient everywhere; near it total variation.
-    """
-    share_NK = torch.exp(-eta * alpha_NK.detach())
-    return share_NK * kl_NK + (1.0 - share_NK) * (1.0 - alpha_NK)

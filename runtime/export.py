@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ORIGIN = "mode=export"
 FORMAT, MODEL_TYPE = 1, "palimpsest"
-_UNFINISHED = ".export-"
+UNFINISHED = ".export-"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 # Sections about the machine and the folder of a run.
 _LEFT_OUT = (
@@ -89,7 +89,7 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Inside, and not beside: to move a file must not need the room for a second one.
-        inside = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+        inside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         yield inside
         for file in sorted(inside.iterdir()):
             file.replace(folder / file.name)
@@ -121,7 +121,7 @@ def may_be_overwritten(folder: Path, card: str, others: Sequence[str]) -> bool:
     if not folder.is_dir():
         return False
     try:
-        if all(file.name.startswith(_UNFINISHED) for file in folder.iterdir()):
+        if all(file.name.startswith(UNFINISHED) for file in folder.iterdir()):
             return True
         if is_export(folder):
             return json.loads((folder / CONFIG).read_text())["model_type"] == MODEL_TYPE

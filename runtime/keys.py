@@ -256,15 +256,9 @@ KEYS: tuple[Key, ...] = (
     _integer("mode.shard", 0, **_OPTIONAL, **_NULLABLE),
     _integer("mode.num_shards", 1, **_OPTIONAL, **_NULLABLE),
     # answers of a target
-    Key("mode.input", _is_texts, "a file, a glob or a list of them", optional=True),
-    _text("mode.output", **_OPTIONAL),
-    _integer("mode.max_new_tokens", 1, **_OPTIONAL),
     _number("mode.temperature", "[0, inf)", **_OPTIONAL),
     _number("mode.top_p", "(0, 1]", **_OPTIONAL),
     _integer("mode.top_k", 0, **_OPTIONAL),
-    _flag("mode.thinking", **_OPTIONAL),
-    _integer("mode.batch_size", 1, **_OPTIONAL),
-    _integer("mode.limit", 1, **_OPTIONAL, **_NULLABLE),
     Key(
         "mode.backend",
         lambda v: isinstance(v, dict) and "_target_" in v,

@@ -5,7 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+from rich.progress import (
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 # Called with the number of things just done.
 Tick = Callable[[int], None]
@@ -21,7 +27,8 @@ def counting(description: str, unit: str, total: int | None = None) -> Iterator[
         total: how many there are, if known.
     """
     columns = (SpinnerColumn(), "{task.description}", MofNCompleteColumn(), unit)
-    progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    times = (TimeElapsedColumn(), *(() if total is None else (TimeRemainingColumn(),)))
+    progress = Progress(*columns, *times, console=Console(stderr=True))
     task = progress.add_task(description, total=total)
     with progress if sys.stderr.isatty() else contextlib.nullcontext():
         yield lambda done: progress.advance(task, done)

@@ -13,7 +13,7 @@ import draft
 from callbacks.metrics_csv import read_metrics
 from data.errors import DataError
 from dataloader import LanguageData
-from draft import DFlashDraft, accepted_tokens
+from draft import DFlashDraft, committed_tokens
 from modes import cache_features, export_draft, train
 from objectives.acceptance import expected_accepted_length
 from objectives.draft_losses import cross_entropy, forward_kl, kd_loss
@@ -114,9 +114,10 @@ def test_the_target_is_no_part_of_the_draft(folder):
     assert not any(p.requires_grad for p in algorithm.target.model.parameters())
 
 
-def test_accepted_tokens_end_at_the_first_miss():
-    hits = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]).bool()
-    assert accepted_tokens(hits).tolist() == [2.0, 0.0, 4.0]
+def test_committed_tokens_end_at_the_first_miss_and_with_the_answer():
+    hits = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    assert committed_tokens(hits.bool(), valid.bool()).tolist() == [3.0, 1.0, 5.0, 2.0, 0.0]
 
 
 def test_it_learns(folder, tmp_path):
@@ -264,6 +265,12 @@ def test_what_is_exported_is_what_was_trained(folder, tmp_path):
     card = (tmp_path / "z" / "README.md").read_text()
     assert 'num_speculative_tokens": 3' in card and "| target | tiny_causal (" in card
     assert "not measured" not in card
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    cfg.mode.folder = f"{tmp_path}/notes"
+    with pytest.raises(CheckpointError, match=r"notes: holds something else \(README\.md\)"):
+        export_draft.run(cfg)
+    assert (tmp_path / "notes" / "README.md").read_text() == "mine"
 
 
 def test_a_published_folder_is_a_warm_start(folder, tmp_path):
@@ -337,6 +344,13 @@ def test_best_is_the_largest_tau(folder, tmp_path):
     assert kept == ["step4.ckpt", "step8.ckpt"]
     step4 = torch.load(tmp_path / "checkpoints" / "step4.ckpt", weights_only=True)
     assert step4["global_step"] == 4
+
+
+def test_a_run_stopped_at_a_step_that_stays_keeps_it_when_it_goes_on(folder, tmp_path):
+    fit(folder, tmp_path, "trainer.max_steps=4", "checkpointing.keep_every_n_steps=null")
+    fit(folder, tmp_path, "checkpointing.keep_every_n_steps=4")
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step*.ckpt"))
+    assert kept == ["step4.ckpt", "step8.ckpt"]
 
 
 @pytest.mark.parametrize(

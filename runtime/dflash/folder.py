@@ -22,22 +22,33 @@ from runtime.config import one_line
 from runtime.dflash.config_json import ARCHITECTURES, architecture, config_json, parse_config
 from runtime.errors import CheckpointError, ConfigError
 from runtime.excerpt import shown
-from runtime.export import staged
+from runtime.export import UNFINISHED, staged
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _STORED = ("BF16", "F16", "F32")
 _MAX_JSON, _MAX_NAMES = 2**20, 100
 
 
 def write_draft(
-    folder: Path, config: DFlashConfig, state: Mapping[str, Tensor], dtype: str = "bfloat16"
+    folder: Path,
+    config: DFlashConfig,
+    state: Mapping[str, Tensor],
+    dtype: str = "bfloat16",
+    card: str | None = None,
 ) -> None:
     """Write the two files; exact where the weights are representable in `dtype`.
 
+    Args:
+        folder: new, empty, or one with a draft, which is replaced.
+        config: the shape.
+        state: the network's parameters.
+        dtype: bfloat16, float16 or float32.
+        card: text of a README.md beside them; None leaves what is there.
+
     Raises:
         ConfigError: a dtype that is not here, or a draft that others would read wrongly.
-        CheckpointError: the folder holds another model, or cannot be written.
+        CheckpointError: the folder holds something else, or cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -59,6 +70,8 @@ def write_draft(
         save_file(tensors, inside / WEIGHTS, metadata={"format": "pt"})
         content = config_json(config, dtype)
         (inside / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        if card is not None:
+            (inside / CARD).write_text(card)
         # safetensors lets nobody but the owner read what it writes.
         shutil.copymode(inside / CONFIG, inside / WEIGHTS)
 
@@ -73,8 +86,14 @@ def _refuse_other_model(folder: Path) -> None:
                 f"{folder}: holds another model ({shown(name)}); allowed: a new folder, or"
                 " one with a draft"
             )
-    elif (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder}: holds weights of another model; allowed: a new folder")
+        return
+    found = [] if not folder.exists() else sorted(file.name for file in folder.iterdir())
+    other = next((name for name in found if not name.startswith(UNFINISHED)), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{folder}: holds something else ({shown(other)}); allowed: a new folder, an empty one,"
+            " or one with a draft"
+        )
 
 
 def load_draft(

@@ -13,6 +13,6 @@ counts='{math:149672,code:149803,chat:74617}'
 [ -n "${SMOKE:-}" ] && counts='{math:6,code:6,chat:4}'
 
 unseen m1_5 m1
-answers m1_5 answers "$OUT/m1_5/clean/rows.jsonl"
+answers m1_5
 draw m1_5 "$counts" "$(groups)"
-draft m1_5 "$@"
+draft m1_5 last "$@"

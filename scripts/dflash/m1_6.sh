@@ -10,9 +10,10 @@ MATH=${MATH:-'numinamath_cot_hard*'}
 CODE=${CODE:-'code_exercises*,self_oss_instruct*'}
 CHAT=${CHAT:-'nem_ifc_chat*'}
 counts='{math:99254,code:99921,chat:24840}'
-[ -n "${SMOKE:-}" ] && counts='{math:5,code:5,chat:3}'
+best=step7002
+[ -n "${SMOKE:-}" ] && counts='{math:5,code:5,chat:3}' best=step8
 
 unseen m1_6 m1 m1_5
-answers m1_6 answers "$OUT/m1_6/clean/rows.jsonl"
+answers m1_6
 draw m1_6 "$counts" "$(groups)"
-draft m1_6 "$@"
+draft m1_6 $best "$@"

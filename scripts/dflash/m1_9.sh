@@ -6,7 +6,7 @@
 #   PROMPTS=prompts/*.jsonl ANCHORS=earlier/rows.jsonl scripts/dflash/m1_9.sh [override ...]   (after m1_6.sh)
 #
 # ANCHORS: answered rows of code and chat (the published run took them from a side experiment, M1.8);
-# by default those of M1.6.
+# by default those of M1.5 and M1.6.
 source "$(dirname "$0")/recipe.sh"
 MATH=${MATH:-'numinamath_cot_hard*,synthetic_math*'}
 CODE=${CODE:-'code_exercises*,self_oss_instruct*,open_code_instruct*'}
@@ -19,6 +19,6 @@ if [ -n "${SMOKE:-}" ]; then
 fi
 
 unseen m1_9 m1 m1_5 m1_6
-answers m1_9 answers "$OUT/m1_9/clean/rows.jsonl"
-draw m1_9 "$counts" "$(groups)" mode.anchors="$anchors" "mode.anchor_input=[${ANCHORS:-$OUT/m1_6/set/rows.jsonl}]"
-draft m1_9 "$@"
+answers m1_9
+draw m1_9 "$counts" "$(groups)" mode.anchors="$anchors" "mode.anchor_input=[${ANCHORS:-$OUT/m1_5/set/rows.jsonl,$OUT/m1_6/set/rows.jsonl}]"
+draft m1_9 last "$@"

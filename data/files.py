@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from data.source import Document, require_split
 
 
 class FileSource:
-    """Documents from files; a subclass says how one is read, and its `name`.
+    """Documents from files; a subclass says how one is read, its `name` and its
+    `types`: the endings of files that it reads, plain or gzipped.
 
     Without `valid_files`, the documents with the smallest hashes, about `valid_fraction` of them
     and at least one, become validation; a document's side depends on its text alone, so copies
@@ -25,28 +27,27 @@ class FileSource:
         files: path, glob pattern (`**` and `~` work), or a list of those.
         valid_files: the same, for validation.
         valid_fraction: share held out where there are no `valid_files`, in (0, 1).
-        types: endings of files that can be read, plain or gzipped.
 
     Raises:
         DataError: a file is missing, empty or of unknown type, or the share is none.
     """
 
     name: str
+    types: tuple[str, ...]
     splits = ("train", "validation")
 
     def __init__(
         self,
         files: str | Sequence[str] | None,
-        valid_files: str | Sequence[str] | None,
-        valid_fraction: float,
-        types: Sequence[str],
+        valid_files: str | Sequence[str] | None = None,
+        valid_fraction: float = 0.05,
     ) -> None:
         if not 0 < valid_fraction < 1:
             raise DataError(f"valid_fraction={valid_fraction}: must lie between 0 and 1")
         if not files:
             raise DataError("data.files is not set; give a path, a glob pattern or a list of them")
-        self.paths = expand_paths(files, types)
-        self.valid_paths = expand_paths(valid_files, types) if valid_files else []
+        self.paths = expand_paths(files, self.types)
+        self.valid_paths = expand_paths(valid_files, self.types) if valid_files else []
         self.valid_fraction = valid_fraction
 
     def read(self, path: Path) -> Iterator[Document]:
@@ -141,6 +142,27 @@ def read_lines(path: Path) -> Iterator[str]:
                 offset += len(raw)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a file, one per line, each after its place `FILE:LINE`; blank lines are
+    no rows.
+
+    Raises:
+        DataError: a line that is no JSON object, by its place.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        # Brackets nested a thousand deep exhaust the stack.
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: a row must be a JSON object, not {line.strip()[:40]!r}")
+        yield place, row
 
 
 def _decode(path: Path, raw: bytes, number: int, offset: int) -> str:

@@ -1,12 +1,11 @@
 """Where the items of a prompt set come from: the hub or a copy of it, or an installed package."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from data.errors import DataError
-from data.files import file_type, read_lines
+from data.files import file_type, read_objects
 from data.fingerprint import files_fingerprint, fingerprint
 from data.hub import HubDataset
 
@@ -64,7 +63,7 @@ class HubTable:
     def items(self) -> Iterator[tuple[str, Item]]:
         """Every item after its place: file and line, or number of the row."""
         if self._lines is not None:
-            yield from _read_items(self._lines)
+            yield from read_objects(self._lines)
             return
         for number, item in enumerate(self._hub.rows("items")):
             yield f"{self.path} row {number}", item
@@ -103,17 +102,3 @@ class HumanEvalTable:
     def fingerprint(self) -> str:
         """Hash of the problems."""
         return fingerprint(self._problems)
-
-
-def _read_items(path: Path) -> Iterator[tuple[str, Item]]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON ({error})") from error
-        if not isinstance(item, dict):
-            raise DataError(f"{place}: an item must be a JSON object")
-        yield place, item

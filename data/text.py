@@ -1,12 +1,11 @@
 """Text files of the user's own: .txt, .md and .jsonl, plain or gzipped."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import FileSource, file_type, read_lines
+from data.files import FileSource, file_type, read_lines, read_objects
 from data.source import Document
 
 _PLAIN = (".txt", ".md")
@@ -33,6 +32,7 @@ class TextFiles(FileSource):
     """
 
     name = "text"
+    types = TYPES
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class TextFiles(FileSource):
         text_column: str = "text",
         split_paragraphs: bool | None = None,
     ) -> None:
-        super().__init__(files, valid_files, valid_fraction, TYPES)
+        super().__init__(files, valid_files, valid_fraction)
         self.text_column = text_column
         sizes = [path.stat().st_size for path in self.paths if file_type(path) in _PLAIN]
         few = len(sizes) < 1 / valid_fraction
@@ -103,21 +103,12 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
     Raises:
         DataError: a line that is not a JSON object, or has no text under `column`, by file:line.
     """
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a row must be a JSON object, not {line.strip()!r}")
+    for place, row in read_objects(path):
         if not isinstance(row.get(column), str):
             raise DataError(
-                f"{path}:{number}: no text under {column!r} (keys: {', '.join(row)}); "
-                "set data.text_column"
+                f"{place}: no text under {column!r} (keys: {', '.join(row)}); set data.text_column"
             )
-        yield _require_unicode(row[column], f"{path}:{number}")
+        yield _require_unicode(row[column], place)
 
 
 def _require_unicode(text: str, place: str) -> str:

@@ -18,7 +18,6 @@ from data.source import Document
 if TYPE_CHECKING:
     from conllu import TokenList
 
-_TYPES = (".conllu", ".conll")
 _SPACE = re.compile(r"\s*")
 
 
@@ -45,14 +44,7 @@ class Treebank(FileSource):
     """
 
     name = "conllu"
-
-    def __init__(
-        self,
-        files: str | Sequence[str] | None,
-        valid_files: str | Sequence[str] | None = None,
-        valid_fraction: float = 0.05,
-    ) -> None:
-        super().__init__(files, valid_files, valid_fraction, _TYPES)
+    types = (".conllu", ".conll")
 
     def read(self, path: Path) -> Iterator[Document]:
         """The sentences of one file."""

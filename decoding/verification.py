@@ -168,7 +168,24 @@ class Warping:
         return p
 
 
-class ExactMatch:
+class _Sampling:
+    """What the rules of a temperature share: the target's distribution, and a draw from it.
+
+    Args:
+        temperature, top_p, top_k: of the target.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> None:
+        self._warp = Warping(temperature, top_p, top_k)
+
+    def draw(
+        self, logits_BV: Float[Tensor, "B V"], noise: RequestNoise, place_B: Int[Tensor, " B"]
+    ) -> Int[Tensor, " B"]:
+        """A token of the target's distribution."""
+        return invert(self._warp(logits_BV), noise.at(TARGET, place_B[:, None])[:, 0])
+
+
+class ExactMatch(_Sampling):
     """The target samples, drafts must guess it.
 
     Args:
@@ -184,14 +201,8 @@ class ExactMatch:
         top_k: int = 0,
         sampled_drafts: bool = False,
     ) -> None:
-        self._warp = Warping(temperature, top_p, top_k)
+        super().__init__(temperature, top_p, top_k)
         self._sampled_drafts = sampled_drafts
-
-    def draw(
-        self, logits_BV: Float[Tensor, "B V"], noise: RequestNoise, place_B: Int[Tensor, " B"]
-    ) -> Int[Tensor, " B"]:
-        """A token of the target's distribution."""
-        return invert(self._warp(logits_BV), noise.at(TARGET, place_B[:, None])[:, 0])
 
     def draft(
         self, logits_BKV: Float[Tensor, "B K V"], noise: RequestNoise, place_BK: Int[Tensor, "B K"]
@@ -213,21 +224,12 @@ class ExactMatch:
         return Verdict(_prefix(drafts.tokens_BK == own_BQ[:, :-1]), own_BQ)
 
 
-class Rejection:
+class Rejection(_Sampling):
     """Speculative sampling: drafts from q are accepted as often as p allows.
 
     Args:
         temperature, top_p, top_k: of the target, and of the draft.
     """
-
-    def __init__(self, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> None:
-        self._warp = Warping(temperature, top_p, top_k)
-
-    def draw(
-        self, logits_BV: Float[Tensor, "B V"], noise: RequestNoise, place_B: Int[Tensor, " B"]
-    ) -> Int[Tensor, " B"]:
-        """A token of the target's distribution."""
-        return invert(self._warp(logits_BV), noise.at(TARGET, place_B[:, None])[:, 0])
 
     def draft(
         self, logits_BKV: Float[Tensor, "B K V"], noise: RequestNoise, place_BK: Int[Tensor, "B K"]

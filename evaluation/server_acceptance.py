@@ -46,7 +46,35 @@ class RemoteAnswerer(Protocol):
         ...
 
 
-class SglangServer:
+class _Server:
+    """What answerers that are servers share.
+
+    Args:
+        client: of the server.
+        drafted: K.
+        draft: the draft's name, None where nobody gave one.
+    """
+
+    def __init__(self, client: ServerClient, drafted: int, draft: str | None) -> None:
+        self._client, self.drafted, self._draft = client, drafted, draft
+
+    def check_alive(self) -> None:
+        """Raise ServerError once too many questions in a row got no answer."""
+        self._client.check_alive()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def answer(self, questions: Sequence[Question]) -> list[Reply]:
+        """Greedy answers."""
+        return self._client.every(self._ask, questions)
+
+    def _ask(self, question: Question) -> Reply:
+        raise NotImplementedError
+
+
+class SglangServer(_Server):
     """A server started with `--speculative-algorithm DFLASH`, as an answerer.
 
     Args:
@@ -73,11 +101,10 @@ class SglangServer:
         max_failures: int = 8,
         api_key_variable: str = "OPENAI_API_KEY",
     ) -> None:
-        self._client = ServerClient(
-            base_url, concurrency, timeout_s, max_failures, api_key_variable
-        )
+        client = ServerClient(base_url, concurrency, timeout_s, max_failures, api_key_variable)
+        super().__init__(client, drafted, draft)
         self._tokenizer = load_tokenizer(tokenizer, "mode.server.tokenizer")
-        self.drafted, self._thinking, self._draft = drafted, thinking, draft
+        self._thinking = thinking
         self._sampling = {
             "temperature": 0.0,
             "max_new_tokens": max_new_tokens,
@@ -88,18 +115,6 @@ class SglangServer:
         """The draft as it was named, or as the server was started with it."""
         draft = self._draft or self._told_draft()
         return {"draft": draft, "tokenizer": tokenizer_fingerprint(self._tokenizer)}
-
-    def check_alive(self) -> None:
-        """Raise ServerError once too many questions in a row got no answer."""
-        self._client.check_alive()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._client.close()
-
-    def answer(self, questions: Sequence[Question]) -> list[Reply]:
-        """Greedy answers."""
-        return self._client.every(self._ask, questions)
 
     def _ask(self, question: Question) -> Reply:
         body = {"input_ids": self._encode(question), "sampling_params": self._sampling}
@@ -140,7 +155,7 @@ class SglangServer:
         return list(ids)
 
 
-class VllmServer:
+class VllmServer(_Server):
     """A server started with `--speculative-config '{"method": "dflash", ...}'`, as an answerer.
 
     Args:
@@ -167,10 +182,8 @@ class VllmServer:
         max_failures: int = 8,
         api_key_variable: str = "OPENAI_API_KEY",
     ) -> None:
-        self._client = ServerClient(
-            base_url, concurrency, timeout_s, max_failures, api_key_variable
-        )
-        self.drafted, self._draft = drafted, draft
+        client = ServerClient(base_url, concurrency, timeout_s, max_failures, api_key_variable)
+        super().__init__(client, drafted, draft)
         self._body = {
             "model": model,
             "temperature": 0.0,
@@ -183,19 +196,8 @@ class VllmServer:
         """The draft as it was named; the server encodes."""
         return {"draft": self._draft, "tokenizer": None}
 
-    def check_alive(self) -> None:
-        """Raise ServerError once too many questions in a row got no answer."""
-        self._client.check_alive()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._client.close()
-
-    def answer(self, questions: Sequence[Question]) -> list[Reply]:
-        """Greedy answers; their cycles are in the counters only."""
-        return self._client.every(self._ask, questions)
-
     def _ask(self, question: Question) -> Reply:
+        # Its cycles are in the counters only.
         messages = [dict(message) for message in question.messages]
         found = self._client.post("/v1/chat/completions", {**self._body, "messages": messages})
         choice = found["choices"][0]

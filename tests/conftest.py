@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,27 @@ settings.register_profile("palimpsest", deadline=None)
 settings.load_profile("palimpsest")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def call(capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """`run_main` without a process: main.py starts anew inside this one, seconds of imports less.
+
+    What only a process of its own can show (signals, kills, imports) needs `run_main`.
+    """
+    from tests.runs import call_main
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            code = call_main(arguments)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from decoding.generate import GenerationRequest, GenerationSettings
 from decoding.local import LocalGenerator
 from modes import train
 from runtime.shared_target import open_target
+from tests.runs import EIGHT_STEPS
 from tests.support import compose_config
 
 # hidden_size 32: a step takes ten milliseconds.
@@ -43,21 +44,14 @@ def answered_rows(folder: Path, rows: int = 60) -> Path:
 
 
 def _model() -> dict:
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_container(compose_config(*DRAFT).model, resolve=True)  # type: ignore
 
 
 def tiny_draft(folder: Path) -> tuple[str, ...]:
-    """Overrides of a tiny run: two micro-batches per step, two validations."""
+    """Overrides of a tiny run on the target's own answers."""
     return (
         *DRAFT, "data=chat", f"data.files={answered_rows(folder)}", "data.valid_fraction=0.2",
-        f"paths.cache_dir={folder}/cache", "training.ema=0.9", "loader.global_batch_size=8",
-        "loader.batch_size=4", "optim.lr=1e-2", "lr_scheduler=cosine_warmup",
-        "lr_scheduler.warmup_steps=3", "trainer=cpu", "trainer.max_steps=8",
-        "trainer.val_check_interval=4", "trainer.log_every_n_steps=1",
-        "trainer.enable_progress_bar=false", "+trainer.enable_model_summary=false",
-        "checkpointing.every_n_steps=3",
+        f"paths.cache_dir={folder}/cache", *EIGHT_STEPS,
     )  # fmt: skip
 
 

@@ -30,6 +30,14 @@ WEIGHTED = (
     "masking.target=schedule", "training.resample=true", "algo.clip_search_widths=[0.5,0.75]",
     "algo.clip_search_delta=0.25",
 )  # fmt: skip
+# Two micro-batches per step, a moving average, a schedule that falls, two validations.
+EIGHT_STEPS = (
+    "training.ema=0.9", "loader.global_batch_size=8", "loader.batch_size=4", "optim.lr=1e-2",
+    "lr_scheduler=cosine_warmup", "lr_scheduler.warmup_steps=3", "trainer=cpu",
+    "trainer.max_steps=8", "trainer.val_check_interval=4", "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false", "+trainer.enable_model_summary=false",
+    "checkpointing.every_n_steps=3",
+)  # fmt: skip
 # Everything that a resumed run must have in common with an unbroken one.
 STATE = (
     "state_dict", "optimizer_states", "lr_schedulers", "ema", "random_states", "global_step",
@@ -48,10 +56,8 @@ def write_corpus(folder: Path, lines: int = 52, seed: int = 0) -> Path:
 
 
 def tiny(folder: Path) -> tuple[str, ...]:
-    """Overrides of a tiny run on the corpus in `folder`: about 40 rows, 5 steps per epoch.
-
-    Two micro-batches per step, dropout, a moving average, a schedule that falls.
-    """
+    """Overrides of a tiny run on the corpus in `folder`: about 40 rows, 5 steps per
+    epoch, dropout."""
     corpus = folder / "corpus.txt"
     if not corpus.is_file():
         write_corpus(folder)
@@ -60,12 +66,7 @@ def tiny(folder: Path) -> tuple[str, ...]:
         "data.valid_fraction=0.2",
         f"paths.cache_dir={folder}/cache", "model.length=16", "model.hidden_size=16",
         "model.n_blocks=2", "model.n_heads=2", "model.cond_dim=8", "model.dropout=0.1",
-        "model.attn_backend=math", "training.ema=0.9", "loader.global_batch_size=8",
-        "loader.batch_size=4", "optim.lr=1e-2", "lr_scheduler=cosine_warmup",
-        "lr_scheduler.warmup_steps=3", "trainer=cpu", "trainer.max_steps=8",
-        "trainer.val_check_interval=4", "trainer.log_every_n_steps=1",
-        "trainer.enable_progress_bar=false", "+trainer.enable_model_summary=false",
-        "checkpointing.every_n_steps=3",
+        "model.attn_backend=math", *EIGHT_STEPS,
     )  # fmt: skip
 
 

@@ -121,11 +121,11 @@ def test_committed_tokens_end_at_the_first_miss_and_with_the_answer():
 
 
 def test_it_learns(folder, tmp_path):
-    long = ("trainer.max_steps=150", "trainer.val_check_interval=150", "training.ema=0")
-    metrics = fit(folder, tmp_path, *long, "optim.lr=5e-3", "algo.anchors=12")
+    longer = ("trainer.max_steps=40", "trainer.val_check_interval=40", "training.ema=0")
+    metrics = fit(folder, tmp_path, *longer, "algo.anchors=12")
     rows = read_metrics(tmp_path / "metrics.csv")
     first, final = (next(r for r in part if "train/kl" in r) for part in (rows, rows[::-1]))
-    assert final["train/kl"] < 0.7 * first["train/kl"]
+    assert final["train/kl"] < 0.5 * first["train/kl"]
     assert 1.0 <= metrics["val/tau"] <= 4.0
     assert "unigram_ppl" not in metrics
 

@@ -10,10 +10,8 @@ from tests.support import run_main
 MODE = ("mode._target_=tests.plugins.endings.run", "trainer=cpu")
 
 
-def ends(tmp_path, ending, *more, **variables):
-    return run_main(
-        *MODE, f"+mode.ending={ending}", f"paths.run_dir={tmp_path}", *more, **variables
-    )
+def ends(main, tmp_path, ending, **variables):
+    return main(*MODE, f"+mode.ending={ending}", f"paths.run_dir={tmp_path}", **variables)
 
 
 @pytest.mark.parametrize(
@@ -26,30 +24,30 @@ def ends(tmp_path, ending, *more, **variables):
         ("SIGINT", 130, "interrupted", "Interrupted: stopped by SIGINT"),
     ],
 )
-def test_what_was_foreseen_ends_in_one_line(tmp_path, ending, code, status, line):
-    done = ends(tmp_path, ending)
+def test_what_was_foreseen_ends_in_one_line(tmp_path, call, ending, code, status, line):
+    done = ends(run_main if ending.startswith("SIG") else call, tmp_path, ending)
     assert (done.returncode, done.stderr.strip()) == (code, line)
     summary = load_summary(tmp_path)
     assert summary["status"] == status and summary["error"] == line
 
 
 def test_a_run_that_is_done(tmp_path):
-    done = ends(tmp_path, "well")
+    done = ends(run_main, tmp_path, "well")
     assert done.returncode == 0 and done.stderr == ""
     summary = load_summary(tmp_path)
     assert tuple(summary) == SUMMARY_KEYS and summary["status"] == "done"
     assert (tmp_path / "config.yaml").is_file()
 
 
-def test_a_bug_shows_its_traceback_and_exits_1(tmp_path):
-    done = ends(tmp_path, "bug")
+def test_a_bug_shows_its_traceback_and_exits_1(tmp_path, call):
+    done = ends(call, tmp_path, "bug")
     assert done.returncode == 1
     assert "ZeroDivisionError: a mistake" in done.stderr and "endings.py" in done.stderr
     assert load_summary(tmp_path)["status"] == "failed"
 
 
 def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path):
-    done = ends(tmp_path, "data", HYDRA_FULL_ERROR="1")
+    done = ends(run_main, tmp_path, "data", HYDRA_FULL_ERROR="1")
     assert done.returncode == 2
     assert "Traceback" in done.stderr and "endings.py" in done.stderr
 
@@ -71,9 +69,9 @@ def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path):
         (["--resolve"], ["--resolve"]),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_2(tmp_path, arguments, parts):
+def test_a_wrong_command_line_is_one_line_and_exit_2(tmp_path, call, arguments, parts):
     fixed = [] if arguments[0].startswith("-") else [f"paths.run_dir={tmp_path}", "trainer=cpu"]
-    done = run_main(*arguments, *fixed)
+    done = call(*arguments, *fixed)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for part in parts:
@@ -131,18 +129,18 @@ def test_hydra_commands_work(arguments, part):
     assert part in done.stdout
 
 
-def sweep(tmp_path, *arguments):
-    return run_main("--multirun", *MODE, f"hydra.sweep.dir={tmp_path}", *arguments)
+def sweep(main, tmp_path, *arguments):
+    return main("--multirun", *MODE, f"hydra.sweep.dir={tmp_path}", *arguments)
 
 
-def test_a_sweep_gives_every_run_its_folder(tmp_path):
-    done = sweep(tmp_path, "+mode.ending=well", "seed=1,2")
+def test_a_sweep_gives_every_run_its_folder(tmp_path, call):
+    done = sweep(call, tmp_path, "+mode.ending=well", "seed=1,2")
     assert done.returncode == 0, done.stderr
     assert [load_summary(tmp_path / str(n))["status"] for n in (0, 1)] == ["done", "done"]
 
 
-def test_a_sweep_outlives_a_bad_run_and_reports_it(tmp_path):
-    done = sweep(tmp_path, "+mode.ending=nonfinite,well")
+def test_a_sweep_outlives_a_bad_run_and_reports_it(tmp_path, call):
+    done = sweep(call, tmp_path, "+mode.ending=nonfinite,well")
     assert done.returncode == 3
     statuses = [load_summary(tmp_path / str(n))["status"] for n in (0, 1)]
     assert statuses == ["nonfinite", "done"]
@@ -151,15 +149,15 @@ def test_a_sweep_outlives_a_bad_run_and_reports_it(tmp_path):
 
 @pytest.mark.parametrize(("ending", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interrupt_ends_the_whole_sweep(tmp_path, ending, code):
-    done = sweep(tmp_path, f"+mode.ending={ending},well")
+    done = sweep(run_main, tmp_path, f"+mode.ending={ending},well")
     assert done.returncode == code
     assert (tmp_path / "0" / "summary.json").exists()
     assert not (tmp_path / "1" / "summary.json").exists()
 
 
-def test_optuna_gets_the_optimised_metric(tmp_path):
+def test_optuna_gets_the_optimised_metric(tmp_path, call):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    done = run_main(
+    done = call(
         *MODE,
         "hparams_search=optuna",
         "hydra.sweeper.n_trials=2",

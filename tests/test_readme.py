@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from runtime.run import load_summary
-from tests.support import ROOT, run_main
+from tests.support import ROOT
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
@@ -93,10 +93,10 @@ def shared(tmp_path_factory):
 
 
 @pytest.mark.parametrize("arguments", main_commands(tested=True))
-def test_command_runs(arguments, shared, tmp_path):
+def test_command_runs(arguments, shared, tmp_path, call):
     # Commands that name no folder must not find each other's checkpoints.
     folder = shared if any("outputs/" in text for text in arguments) else tmp_path
-    done = run_main(*placed(folder, arguments), f"paths.cache_dir={shared}/cache")
+    done = call(*placed(folder, arguments), f"paths.cache_dir={shared}/cache")
     assert done.returncode == 0, done.stderr
     summaries = list(folder.rglob("summary.json"))
     assert summaries and all(load_summary(path.parent)["status"] == "done" for path in summaries)

@@ -16,6 +16,7 @@ from runtime.run import load_summary
 from tests.plugins.toy_objective import TemperedMDLM, tempered
 from tests.plugins.toy_rule import LeftToRight
 from tests.plugins.toy_source import Counting
+from tests.runs import call_main
 from tests.small import small_batch, small_model
 from tests.support import ROOT, run_main
 
@@ -28,18 +29,16 @@ TINY = (
 )  # fmt: skip
 
 
-def run(folder, *arguments, config_dir=PLUGINS / "configs", **variables):
+def placed(folder, *arguments, config_dir=PLUGINS / "configs"):
     cache = f"paths.cache_dir={folder.parent / 'cache'}"
-    place = f"paths.run_dir={folder}"
-    return run_main("--config-dir", str(config_dir), place, cache, *arguments, **variables)
+    return "--config-dir", str(config_dir), f"paths.run_dir={folder}", cache, *arguments
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run with the objective and the dataset; both named on the command line alone."""
     folder = tmp_path_factory.mktemp("three_files") / "train"
-    done = run(folder, *TINY, "algo=tempered", "algo.power=0.25")
-    assert done.returncode == 0, done.stderr
+    assert call_main(placed(folder, *TINY, "algo=tempered", "algo.power=0.25")) == 0
     return folder
 
 
@@ -49,13 +48,11 @@ def test_objective_and_dataset_train(trained):
     assert summary["metrics"]["val/nll"] > 0
 
 
-def test_sampler_decodes_what_they_trained(trained, tmp_path):
+def test_sampler_decodes_what_they_trained(trained, tmp_path, call):
     checkpoint = f"eval.checkpoint_path={trained / 'checkpoints' / 'best.ckpt'}"
     options = ("sampling/strategy=left_to_right", "sampling.tokens_per_step=5")
-    done = run(
-        tmp_path / "samples", "mode=sample_eval", checkpoint, *options,
-        "sampling.batch_size=2", "trainer=cpu",
-    )  # fmt: skip
+    more = (checkpoint, *options, "sampling.batch_size=2", "trainer=cpu")
+    done = call(*placed(tmp_path / "samples", "mode=sample_eval", *more))
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "samples" / "samples.jsonl").read_text().splitlines()
     assert len(rows) == 2 and all("text" in json.loads(row) for row in rows)
@@ -63,23 +60,25 @@ def test_sampler_decodes_what_they_trained(trained, tmp_path):
     assert load_summary(tmp_path / "samples")["metrics"]["nfe"] == 3
 
 
-def test_a_package_of_ones_own_needs_its_name_in_plugins(tmp_path):
+def test_a_package_of_ones_own_needs_its_name_in_plugins(tmp_path, call, monkeypatch):
     """The same module and yaml outside of the repository."""
     shutil.copy(PLUGINS / "toy_objective.py", tmp_path / "elsewhere.py")
     shutil.copytree(PLUGINS / "configs", tmp_path / "configs")
     target = "algo._target_=elsewhere.TemperedMDLM"
     common = (*TINY, "algo=tempered", target)
-    options = {"config_dir": tmp_path / "configs", "PYTHONPATH": str(tmp_path)}
-    refused = run(tmp_path / "refused", *common, **options)
+    configs = tmp_path / "configs"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    refused = call(*placed(tmp_path / "refused", *common, config_dir=configs))
     assert refused.returncode == 2
     assert "algo._target_=elsewhere.TemperedMDLM: not an allowed target" in refused.stderr
-    done = run(tmp_path / "run", *common, "plugins=[elsewhere]", **options)
+    allowed = placed(tmp_path / "run", *common, "plugins=[elsewhere]", config_dir=configs)
+    done = run_main(*allowed, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert load_summary(tmp_path / "run")["status"] == "done"
 
 
-def test_a_bad_option_of_a_plugin_is_one_line(tmp_path):
-    done = run(tmp_path / "run", *TINY, "algo=tempered", "algo.power=2")
+def test_a_bad_option_of_a_plugin_is_one_line(tmp_path, call):
+    done = call(*placed(tmp_path / "run", *TINY, "algo=tempered", "algo.power=2"))
     assert done.returncode == 2
     assert done.stderr.strip() == "ConfigError: algo.power=2: allowed 0 <= power <= 1"
 

@@ -90,6 +90,7 @@ def test_a_line_stays_readable():
     [
         ("{", r"a\.jsonl:2: not JSON \("),
         ("[]", r"a\.jsonl:2: a row must be a JSON object"),
+        pytest.param("[" * 10**5, r"a\.jsonl:2: not JSON \(", id="nested deeply"),
         ('{"source": "s", "prompt": ""}', r":2: no text under 'id' \(keys: source, prompt\)"),
         ('{"id": 1, "source": "s", "prompt": ""}', "no text under 'id'"),
         ('{"id": "1", "source": "", "prompt": ""}', "no text under 'source'"),

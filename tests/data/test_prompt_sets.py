@@ -143,7 +143,7 @@ def test_a_draw_keeps_the_order_and_grows_with_the_limit(tmp_path):
     ("name", "line", "options", "message"),
     [
         ("gsm8k", "{", {}, r"a\.jsonl:1: not JSON"),
-        ("gsm8k", "[]", {}, r"a\.jsonl:1: an item must be a JSON object"),
+        ("gsm8k", "[]", {}, r"a\.jsonl:1: a row must be a JSON object"),
         ("gsm8k", '{"a": 1}', {}, r"a\.jsonl:1: no column 'question'; there are a"),
         ("gsm8k", '{"question": 1, "answer": ""}', {}, "column 'question' must be a text or a"),
         ("mt_bench", '{"prompt": [], "prompt_id": 1}', {}, "column 'prompt' must be a text"),

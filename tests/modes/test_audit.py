@@ -11,7 +11,7 @@ from modes.audit import audit, check_rates, check_steps, run
 from runtime.errors import AuditError, ConfigError
 from runtime.run import RunFolder
 from tests.plugins import toy_train
-from tests.support import run_main, toy_config
+from tests.support import toy_config
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def test_failures_end_in_an_error(copy, capsys):
     assert "FAIL  last.ckpt" in capsys.readouterr().out
 
 
-def test_exit_code_of_a_failed_audit_is_1(copy, tmp_path):
+def test_exit_code_of_a_failed_audit_is_1(copy, tmp_path, call):
     (copy / "checkpoints" / "last.ckpt").unlink()
-    done = run_main("mode=audit", f"mode.run={copy}", "trainer=cpu", f"paths.run_dir={tmp_path}/a")
+    done = call("mode=audit", f"mode.run={copy}", "trainer=cpu", f"paths.run_dir={tmp_path}/a")
     assert done.returncode == 1 and done.stderr.startswith("AuditError: ")
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -370,6 +370,11 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def accepted_tokens(hits_MK: Tensor) -> Tensor:
+    """[M] how many slots from the first on are what the target would say."""
+    return hits_MK.float().cumprod(-1).sum(-1)
+
+
 def committed_tokens(hits_MK: Tensor, valid_MK: Tensor) -> Tensor:
     """[M] accepted drafts, and the target's own token behind them if the answer has one more.
 
@@ -377,8 +382,7 @@ def committed_tokens(hits_MK: Tensor, valid_MK: Tensor) -> Tensor:
         hits_MK: whether a slot is what the target would say.
         valid_MK: whether the answer reaches a slot.
     """
-    accepted_M = (hits_MK & valid_MK).float().cumprod(-1).sum(-1)
     length_M = valid_MK.sum(-1)
     # Of an answer that ends inside the block nothing comes behind its last token.
     most_M = torch.where(length_M < valid_MK.shape[-1], length_M, length_M + 1)
-    return torch.minimum(accepted_M + 1, most_M)
+    return torch.minimum(accepted_tokens(hits_MK & valid_MK) + 1, most_M)

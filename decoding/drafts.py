@@ -132,7 +132,9 @@ class NetworkDraftState:
         position_BQ = self._cache.length_B[:, None] + self._slot_Q
         embeds_BQD = torch.cat([anchor_B1D, masks_BKD], dim=1)
         hidden_BQD = draft.network.draft(self._cache, embeds_BQD, position_BQ)
-        return F.linear(hidden_BQD[:, draft.first :].to(draft.head_VD.dtype), draft.head_VD)
+        # Contiguous: for a cut-out of rows PyTorch would copy the whole head once per sequence.
+        drafting_BKD = hidden_BQD[:, draft.first :].to(draft.head_VD.dtype).contiguous()
+        return F.linear(drafting_BKD, draft.head_VD)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop the context of all other rows."""

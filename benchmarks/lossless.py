@@ -62,7 +62,7 @@ def measure(
     results = []
     for start in range(0, len(prompts), options.batch_size):
         results += speculate(
-            target.model, draft, prompts[start : start + options.batch_size], Greedy(),
+            target.decoder, draft, prompts[start : start + options.batch_size], Greedy(),
             max_new_tokens=options.max_new_tokens, stop_ids=target.stop_ids,
         )  # fmt: skip
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

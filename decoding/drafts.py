@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.packed import packed_copy, packed_product
 from objectives.keyed import keyed_uniform
 
 # What a random number is for. Chance must not be the chance that the verification draws by, whose
@@ -64,7 +65,7 @@ class NetworkDraft:
     """A DFlash network with the target's embedding and head.
 
     Args:
-        network: `models.dflash.DFlashNetwork`.
+        network: `models.dflash.DFlashNetwork`; on a CPU its weights are packed (`models.packed`).
         embedding_VD: the target's input embeddings.
         head_VD: the target's output layer.
         block_size: slots of a block; None is the trained size, and at most it.
@@ -82,7 +83,8 @@ class NetworkDraft:
             raise ValueError(
                 f"mode.block_size={size}: allowed {first + 1} .. {trained}, the trained block size"
             )
-        self.network, self.embedding_VD, self.head_VD = network, embedding_VD, head_VD
+        self.network, self.embedding_VD = packed_copy(network), embedding_VD
+        self.head, self.head_dtype = packed_product(head_VD), head_VD.dtype
         self.block_size, self.first = size, first
 
     @property
@@ -133,8 +135,8 @@ class NetworkDraftState:
         embeds_BQD = torch.cat([anchor_B1D, masks_BKD], dim=1)
         hidden_BQD = draft.network.draft(self._cache, embeds_BQD, position_BQ)
         # Contiguous: for a cut-out of rows PyTorch would copy the whole head once per sequence.
-        drafting_BKD = hidden_BQD[:, draft.first :].to(draft.head_VD.dtype).contiguous()
-        return F.linear(drafting_BKD, draft.head_VD)
+        drafting_BKD = hidden_BQD[:, draft.first :].to(draft.head_dtype).contiguous()
+        return draft.head(drafting_BKD)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop the context of all other rows."""

@@ -86,8 +86,9 @@ class LocalGenerator:
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.head = target.model, target.model.get_output_embeddings()
-        torch.nn.Module.to(self.model, self.device)
+        torch.nn.Module.to(target.model, self.device)
+        self.model = target.decoder
+        self.head = self.model.get_output_embeddings()
         stop_ids = target.stop_ids if settings.stop_ids is None else settings.stop_ids
         self.stop_ids = frozenset(stop_ids)
         use_fastest_exact_matmul()

@@ -125,7 +125,7 @@ class LocalAnswerer:
         if not prompts:
             return replies
         results = speculate(
-            self.target.model,
+            self.target.decoder,
             self.draft,
             list(prompts.values()),
             self.rule,

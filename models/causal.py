@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from models.identity import folder_fingerprint, tokenizer_fingerprint
+from models.packed import shared_packed_copy
 
 DTYPES = {
     "float32": torch.float32,
@@ -65,6 +66,14 @@ class CausalTarget:
     def head_VD(self) -> Tensor:
         """The matrix of the output layer; the embeddings themselves where the two are tied."""
         return cast(Tensor, self.model.get_output_embeddings().weight)
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The model for decoding: on a CPU a copy with packed weights (`models.packed`), made once.
+
+        A pass over a few tokens is three times as fast with it, for twice the memory.
+        """
+        return shared_packed_copy(self.model, self.model.device, self.model.dtype)
 
     @property
     def dtype(self) -> str:

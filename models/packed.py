@@ -6,9 +6,15 @@ three quarters (bf16) as long as the product itself. The products are the same o
 the result is equal to that of `nn.Linear`, bit for bit where that uses oneDNN too.
 """
 
+import copy
+from functools import lru_cache
+from itertools import chain
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 _ROWS = 16  # what the layout is chosen for; any number of rows may follow
 
 
@@ -44,3 +50,35 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, *self._after)
+
+
+def packed_copy(network: Network) -> Network:
+    """A copy whose linear layers are packed; where that cannot be, the network itself.
+
+    All weights are shared with the original, and must not change afterwards. The packed layout of
+    the linear ones comes on top: twice their memory.
+    """
+    weight = next(network.parameters())
+    if not can_pack(weight.device, weight.dtype):
+        return network
+    copied = copy.deepcopy(
+        network, {id(held): held for held in chain(network.parameters(), network.buffers())}
+    )
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child))
+    return copied
+
+
+def packed_product(weight: Tensor) -> nn.Linear:
+    """x W' as a layer, packed where that can be."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return PackedLinear(layer) if can_pack(weight.device, weight.dtype) else layer
+
+
+@lru_cache(maxsize=1)
+def shared_packed_copy(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """`packed_copy`, kept for as long as the same network is asked for on the same device."""
+    return packed_copy(network)

@@ -183,7 +183,7 @@ class Journey:
                 f"acceptance/{name}", "mode=acceptance_eval",
                 f"eval.checkpoint_path={self.out / 'drafts' / name / 'checkpoints' / 'best.ckpt'}",
                 f"mode.prompts={{{prompts}}}", f"mode.max_new_tokens={self.size.evaluated}",
-                f"mode.timed_prompts={self.size.timed}", *overrides,
+                f"mode.timed_prompts={self.size.timed}", "mode.batch_size=32", *overrides,
             )  # fmt: skip
         runs = _listed([str(self.out / "acceptance" / name) for name, _ in DRAFTS])
         self.run("table", "mode=acceptance_table", f"mode.runs={runs}")

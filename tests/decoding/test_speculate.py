@@ -214,4 +214,4 @@ def test_block_sizes_up_to_the_trained_one():
     assert network_draft(model, trained=8, sample_from_anchor=True).drafted == 8
     for size in (1, 9):
         with pytest.raises(ValueError, match=rf"mode\.block_size={size}: allowed 2 \.\. 8"):
-            NetworkDraft(draft.network, draft.embedding_VD, draft.head_VD, size)
+            NetworkDraft(draft.network, draft.embedding_VD, draft.head.weight, size)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.packed import PackedLinear, can_pack
+from models.packed import PackedLinear, can_pack, packed_product
+from models.tiny_causal import tiny_causal
 
 CPU = torch.device("cpu")
 
@@ -35,3 +36,26 @@ def test_what_cannot_be_packed():
     """Other devices and types keep the plain layer."""
     assert not can_pack(torch.device("cuda"), torch.float32)
     assert not can_pack(CPU, torch.float64)
+
+
+@torch.no_grad()
+def test_a_packed_copy_says_the_same_and_shares_the_weights():
+    target = tiny_causal(num_hidden_layers=2)
+    model, decoder = target.model, target.decoder
+    if not can_pack(CPU, torch.float32):
+        pytest.skip("no packed operators on this CPU")
+    assert decoder is not model and decoder is target.decoder
+    assert any(isinstance(module, PackedLinear) for module in decoder.modules())
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    shared = {held.data_ptr() for held in model.parameters()}
+    assert {held.data_ptr() for held in decoder.parameters()} <= shared
+    ids = torch.randint(0, 260, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(decoder(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    product = packed_product(target.head_VD)
+    x = torch.randn(2, 3, 64)
+    torch.testing.assert_close(product(x), x @ target.head_VD.T, rtol=1e-4, atol=1e-4)
+
+
+def test_double_precision_stays_as_it_is():
+    target = tiny_causal(num_hidden_layers=1, dtype="float64")
+    assert target.decoder is target.model

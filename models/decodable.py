@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from models.grouped_attention import NAME
+
 # Frequencies of these follow the longest row of a pass: a row would depend on those beside it, and
 # keys in the cache on when they were written.
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
 # Attentions that take the additive mask of [B, 1, Q, S] that rows of unlike lengths need.
-_MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
+_MASKED_ATTENTION = ("eager", "sdpa", "flex_attention", NAME)
 # What some models do to their logits behind the head.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -47,7 +49,7 @@ def check_decodable(config: Any, name: str) -> None:
     if attention is not None and attention not in _MASKED_ATTENTION:
         raise ValueError(
             f"target {name}: attn_implementation={attention}, which takes no such mask; allowed:"
-            f" {', '.join(_MASKED_ATTENTION)}"
+            f" {', '.join(_MASKED_ATTENTION[:-1])}"
         )
 
 

@@ -7,7 +7,6 @@ the result is equal to that of `nn.Linear`, bit for bit where that uses oneDNN t
 """
 
 import copy
-from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
 
@@ -76,9 +75,3 @@ def packed_product(weight: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     return PackedLinear(layer) if can_pack(weight.device, weight.dtype) else layer
-
-
-@lru_cache(maxsize=1)
-def shared_packed_copy(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
-    """`packed_copy`, kept for as long as the same network is asked for on the same device."""
-    return packed_copy(network)

@@ -47,6 +47,8 @@ def test_a_packed_copy_says_the_same_and_shares_the_weights():
     assert decoder is not model and decoder is target.decoder
     assert any(isinstance(module, PackedLinear) for module in decoder.modules())
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    kinds = [part.config._attn_implementation for part in (model, decoder)]
+    assert kinds == ["sdpa", "grouped_sdpa"]
     shared = {held.data_ptr() for held in model.parameters()}
     assert {held.data_ptr() for held in decoder.parameters()} <= shared
     ids = torch.randint(0, 260, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -74,7 +74,7 @@ class CausalTarget:
         """The model for decoding: on a CPU a copy with packed weights (`models.packed`) that
         attends without copies of keys (`models.grouped_attention`), made once.
 
-        A pass over a few tokens is three times as fast with it, for twice the memory.
+        It doubles the memory; a pass over few tokens takes less than half of the time.
         """
         return _decoder(self.model, self.model.device, self.model.dtype)
 

@@ -1,8 +1,8 @@
 """Attention of grouped heads without copies of keys and values, for decoding on a CPU.
 
 Where queries outnumber keys (GQA) and there is a mask, transformers repeats keys and values for
-every head before it calls PyTorch: over a long context that is most of the time of a pass over a
-block. The kernel for CPUs takes the groups as they are. (On a GPU a mask and groups together would
+every head before it calls PyTorch: a copy of the whole context in every layer of every pass. The
+kernel for CPUs takes the groups as they are. (On a GPU a mask and groups together would
 end in the slow kernel, which is why transformers repeats.)
 """
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from data.chat import messages_of, read_chat  # noqa: E402
 from decoding.drafts import Draft, NetworkDraft, OracleDraft, RandomDraft  # noqa: E402
@@ -60,7 +61,7 @@ def measure(
     """Answer all prompts with a draft and compare; returns a row of the table."""
     began, cpu = time.perf_counter(), time.process_time()
     results = []
-    for start in range(0, len(prompts), options.batch_size):
+    for start in tqdm(range(0, len(prompts), options.batch_size), name, unit="batch"):
         results += speculate(
             target.decoder, draft, prompts[start : start + options.batch_size], Greedy(),
             max_new_tokens=options.max_new_tokens, stop_ids=target.stop_ids,

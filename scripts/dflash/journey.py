@@ -1,7 +1,7 @@
 """From prompts to a table of acceptance, offline: a target, its labels, three drafts, their tau.
 
     python scripts/dflash/journey.py [--out FOLDER] [--jobs N] [--gsm8k FILE] [--size small|smoke]
-        [--until labels|drafts] [override ...]
+        [--until labels|drafts] [--control] [override ...]
 
 The stages of the published drafts at the size of two cores, each a run of main.py:
 
@@ -12,8 +12,12 @@ The stages of the published drafts at the size of two cores, each a run of main.
     train          M1 (KD) -> M1.5 (EAL) -> M1.6 (survival-EAL), each from the one before
     acceptance     tau on held-out prompts and HumanEval, and the table of the three
 
+    control        with --control: KD on the sets of M1.5 and M1.6 too, for as many steps, and the
+                   table of M1.6 beside it, which differs from it in the losses alone
+
 A finished stage is not run again, so the command goes on where it was broken off. Writes
-acceptance_table.md, .json and .png to FOLDER/table, a path without commas and spaces.
+acceptance_table.md, .json and .png to FOLDER/table (and FOLDER/table_control), a path without
+commas and spaces.
 """
 
 import argparse
@@ -62,6 +66,7 @@ SIZES = {
 }  # fmt: skip
 # The drafts, in the order in which each starts from the one before it.
 DRAFTS = (("m1", "kd"), ("m1_5", "eal"), ("m1_6", "survival_eal"))
+CONTROL = (("kd_1_5", "kd"), ("kd_1_6", "kd"))  # from M1, on the sets of the later two
 
 
 class Journey:
@@ -156,37 +161,65 @@ class Journey:
 
     def drafts(self, overrides: list[str]) -> None:
         """KD, then EAL, then survival-EAL, each from the weights before."""
-        before: Path | None = None
-        for (name, objective), steps in zip(DRAFTS, self.size.steps, strict=True):
-            common = [
-                f"experiment={self.size.experiment}", f"objective={objective}",
-                f"data.files={self.rows(f'sets/{name}')}", f"trainer.max_steps={steps}",
-                f"lr_scheduler.warmup_steps={round(0.04 * steps)}",
-                f"algo.feature_cache={self.out / 'features' / name}", *overrides,
-            ]  # fmt: skip
-            if objective == "kd":
-                common.append("objective.gamma=4.0")  # of blocks of 8
-            self.run(f"features_{name}", "mode=cache_features", *common)
-            start = [] if before is None else [f"training.from_pretrained={before}"]
-            self.run(f"drafts/{name}", *common, *start)
-            before = self.out / "drafts" / name / "checkpoints" / "best.ckpt"
+        before: str | None = None
+        for number, (name, objective) in enumerate(DRAFTS):
+            asked = self._training(number, objective, overrides)
+            self.run(f"features_{name}", "mode=cache_features", *asked)
+            before = self._train(name, asked, before)
+
+    def control(self, overrides: list[str]) -> None:
+        """KD in place of the later two, and the last of them beside M1.6."""
+        before = DRAFTS[0][0]
+        for number, (name, objective) in enumerate(CONTROL, start=1):
+            before = self._train(name, self._training(number, objective, overrides), before)
+        self._evaluate(before, overrides)
+        self._table("table_control", [before, DRAFTS[-1][0]])
+
+    def _training(self, number: int, objective: str, overrides: list[str]) -> list[str]:
+        """Overrides of a training on the set of draft `number`."""
+        name, steps = DRAFTS[number][0], self.size.steps[number]
+        asked = [
+            f"experiment={self.size.experiment}", f"objective={objective}",
+            f"data.files={self.rows(f'sets/{name}')}", f"trainer.max_steps={steps}",
+            f"lr_scheduler.warmup_steps={round(0.04 * steps)}",
+            f"algo.feature_cache={self.out / 'features' / name}", *overrides,
+        ]  # fmt: skip
+        # 4 is for blocks of 8, as 7 is for blocks of 16.
+        return [*asked, "objective.gamma=4.0"] if objective == "kd" else asked
+
+    def _train(self, name: str, asked: list[str], before: str | None) -> str:
+        """A draft from the best weights of the one before; returns its name."""
+        start = [] if before is None else [f"training.from_pretrained={self.checkpoint(before)}"]
+        self.run(f"drafts/{name}", *asked, *start)
+        return name
+
+    def checkpoint(self, name: str) -> Path:
+        """The weights of a draft that are evaluated and gone on from."""
+        return self.out / "drafts" / name / "checkpoints" / "best.ckpt"
 
     def acceptance(self, overrides: list[str]) -> None:
         """Every draft on the same prompts, then the table."""
+        names = [name for name, _ in DRAFTS]
+        for name in names:
+            self._evaluate(name, overrides)
+        self._table("table", names)
+
+    def _evaluate(self, name: str, overrides: list[str]) -> None:
         sets = {
             "humaneval": self.rows("prompts/humaneval"),
             "reasoning_gym": self.rows("prompts/held_out"),
         }
         prompts = ",".join(f"{name}:{path}" for name, path in sets.items())
-        for name, _ in DRAFTS:
-            self.run(
-                f"acceptance/{name}", "mode=acceptance_eval",
-                f"eval.checkpoint_path={self.out / 'drafts' / name / 'checkpoints' / 'best.ckpt'}",
-                f"mode.prompts={{{prompts}}}", f"mode.max_new_tokens={self.size.evaluated}",
-                f"mode.timed_prompts={self.size.timed}", "mode.batch_size=32", *overrides,
-            )  # fmt: skip
-        runs = _listed([str(self.out / "acceptance" / name) for name, _ in DRAFTS])
-        self.run("table", "mode=acceptance_table", f"mode.runs={runs}")
+        self.run(
+            f"acceptance/{name}", "mode=acceptance_eval",
+            f"eval.checkpoint_path={self.checkpoint(name)}",
+            f"mode.prompts={{{prompts}}}", f"mode.max_new_tokens={self.size.evaluated}",
+            f"mode.timed_prompts={self.size.timed}", "mode.batch_size=32", *overrides,
+        )  # fmt: skip
+
+    def _table(self, folder: str, names: list[str]) -> None:
+        runs = _listed([str(self.out / "acceptance" / name) for name in names])
+        self.run(folder, "mode=acceptance_table", f"mode.runs={runs}")
 
 
 def _listed(paths: list[str]) -> str:
@@ -203,6 +236,7 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path, help="a local train.jsonl of GSM8K")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--until", choices=("labels", "drafts"))
+    parser.add_argument("--control", action="store_true", help="KD of equal length too")
     parser.add_argument("overrides", nargs="*", help="of training and evaluation")
     options = parser.parse_args()
     gsm8k = options.gsm8k and options.gsm8k.resolve()
@@ -216,6 +250,8 @@ def main() -> None:
     if options.until == "drafts":
         return
     journey.acceptance(options.overrides)
+    if options.control:
+        journey.control(options.overrides)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_the_published_series(tmp_path):
 def test_the_journey(tmp_path):
     command = [
         sys.executable, str(ROOT / "scripts" / "dflash" / "journey.py"), "--size", "smoke",
-        "--out", str(tmp_path / "out"),
+        "--out", str(tmp_path / "out"), "--control",
     ]  # fmt: skip
     variables = environment(PALIMPSEST_CACHE=str(tmp_path / "cache"))
     options = {"env": variables, "capture_output": True, "text": True, "timeout": 900}
@@ -71,6 +71,8 @@ def test_the_journey(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     table = tmp_path / "out" / "table"
     assert "m1_6" in (table / "acceptance_table.md").read_text()
+    control = (tmp_path / "out" / "table_control" / "acceptance_table.md").read_text()
+    assert "kd_1_6" in control and "m1_6" in control
     # A second call finds everything done.
     written = (table / "summary.json").stat().st_mtime_ns
     assert subprocess.run(command, **options).returncode == 0

@@ -24,6 +24,7 @@ from algorithm import Algorithm, Likelihood, LossTerms
 from data.errors import DataError
 from data.feature_cache import FeatureCache
 from models.causal import CausalTarget
+from models.decodable import check_head
 from models.dflash import DFlashConfig, DFlashNetwork
 from models.taps import TargetTaps
 from models.target_reading import TargetReading, read_target
@@ -85,7 +86,9 @@ class DFlashDraft(Algorithm):
     @cached_property
     def target(self) -> CausalTarget:
         """The frozen target; it is loaded when it is first needed."""
-        return open_target(self.config["model"])
+        target = open_target(self.config["model"])
+        check_head(target.model, target.name)
+        return target
 
     @cached_property
     def taps(self) -> TargetTaps:
@@ -112,6 +115,7 @@ class DFlashDraft(Algorithm):
         return {
             "data": data_fingerprint,
             "target": self.target.fingerprint,
+            "dtype": self.target.dtype,
             "layers": list(self.network.config.target_layer_ids),
         }
 

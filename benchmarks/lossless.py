@@ -63,7 +63,7 @@ def measure(
     results = []
     for start in tqdm(range(0, len(prompts), options.batch_size), name, unit="batch"):
         results += speculate(
-            target.decoder, draft, prompts[start : start + options.batch_size], Greedy(),
+            target.decoding_model, draft, prompts[start : start + options.batch_size], Greedy(),
             max_new_tokens=options.max_new_tokens, stop_ids=target.stop_ids,
         )  # fmt: skip
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -98,8 +98,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--checkpoint", type=Path)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default="smollm2")
+    source.add_argument("--checkpoint", type=Path)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -127,7 +128,9 @@ def main() -> None:
         "random": RandomDraft(drafted, vocabulary),
     }  # fmt: skip
     if trained is not None:
-        drafts["trained"] = NetworkDraft(trained.network, target.embedding_VD, target.head_VD)
+        drafts["trained"] = NetworkDraft(
+            trained.network, target.embedding_VD, target.decoding_head, options.block_size
+        )
     table = [measure(n, d, target, prompts, answers, options) for n, d in drafts.items()]
     print(text_table(HEADER, table))
     sys.exit(any(row[3] for row in table))

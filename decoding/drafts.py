@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.packed import packed_copy, packed_product
+from models.packed import packed_copy
 from objectives.keyed import keyed_uniform
 
 # What a random number is for. Chance must not be the chance that the verification draws by, whose
@@ -65,9 +65,10 @@ class NetworkDraft:
     """A DFlash network with the target's embedding and head.
 
     Args:
-        network: `models.dflash.DFlashNetwork`; on a CPU its weights are packed (`models.packed`).
+        network: `models.dflash.DFlashNetwork`; on a CPU its weights are packed (`models.packed`)
+            and must not change afterwards.
         embedding_VD: the target's input embeddings.
-        head_VD: the target's output layer.
+        head: the target's output layer, without bias.
         block_size: slots of a block; None is the trained size, and at most it.
 
     Raises:
@@ -75,7 +76,7 @@ class NetworkDraft:
     """
 
     def __init__(
-        self, network: Any, embedding_VD: Tensor, head_VD: Tensor, block_size: int | None = None
+        self, network: Any, embedding_VD: Tensor, head: nn.Linear, block_size: int | None = None
     ) -> None:
         trained, first = network.config.block_size, network.config.first_predicting_slot
         size = trained if block_size is None else block_size
@@ -84,8 +85,7 @@ class NetworkDraft:
                 f"mode.block_size={size}: allowed {first + 1} .. {trained}, the trained block size"
             )
         self.network, self.embedding_VD = packed_copy(network), embedding_VD
-        self.head, self.head_dtype = packed_product(head_VD), head_VD.dtype
-        self.block_size, self.first = size, first
+        self.head, self.block_size, self.first = head, size, first
 
     @property
     def drafted(self) -> int:
@@ -135,7 +135,7 @@ class NetworkDraftState:
         embeds_BQD = torch.cat([anchor_B1D, masks_BKD], dim=1)
         hidden_BQD = draft.network.draft(self._cache, embeds_BQD, position_BQ)
         # Contiguous: for a cut-out of rows PyTorch would copy the whole head once per sequence.
-        drafting_BKD = hidden_BQD[:, draft.first :].to(draft.head_dtype).contiguous()
+        drafting_BKD = hidden_BQD[:, draft.first :].to(draft.head.weight.dtype).contiguous()
         return draft.head(drafting_BKD)
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -87,7 +87,7 @@ class LocalGenerator:
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.nn.Module.to(target.model, self.device)
-        self.model = target.decoder
+        self.model = target.decoding_model
         self.head = self.model.get_output_embeddings()
         stop_ids = target.stop_ids if settings.stop_ids is None else settings.stop_ids
         self.stop_ids = frozenset(stop_ids)

@@ -253,7 +253,8 @@ class Rejection(_Sampling):
         )
         accepted_B = _prefix(noise.at(ACCEPT, place_BQ[:, :-1]) * q_BK < p_BK)
         # Behind the last draft nothing was proposed: q = 0 makes the residual p itself.
-        q_BQV = torch.cat([drafts.q_BKV, torch.zeros_like(p_BQV[:, :1])], dim=1)
+        q_BQV = torch.zeros_like(p_BQV)
+        q_BQV[:, :-1] = drafts.q_BKV
         left_BV, full_BV = ((x[_rows(accepted_B), accepted_B]) for x in (p_BQV - q_BQV, p_BQV))
         left_BV = left_BV.clamp_min(0)
         # Rounding may leave nothing of a residual that is tiny: p and q are then the same.

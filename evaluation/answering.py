@@ -125,7 +125,7 @@ class LocalAnswerer:
         if not prompts:
             return replies
         results = speculate(
-            self.target.decoder,
+            self.target.decoding_model,
             self.draft,
             list(prompts.values()),
             self.rule,

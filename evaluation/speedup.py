@@ -74,7 +74,7 @@ def time_prompts(
 
     def decode(which: Draft, place: int, limit: int) -> SpeculativeResult:
         return speculate(
-            target.decoder, which, [prompts[place]], rule, max_new_tokens=limit,
+            target.decoding_model, which, [prompts[place]], rule, max_new_tokens=limit,
             stop_ids=target.stop_ids, seed=seed, requests=[keys[place]],
         )[0]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Which targets can decode rows that each have a length of their own."""
+"""Which targets can have drafts, and decode rows that each have a length of their own."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from models.grouped_attention import NAME
 # keys in the cache on when they were written.
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
 # Attentions that take the additive mask of [B, 1, Q, S] that rows of unlike lengths need.
-_MASKED_ATTENTION = ("eager", "sdpa", "flex_attention", NAME)
+_MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
 # What some models do to their logits behind the head.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -22,6 +22,26 @@ def logit_change(config: Any) -> str | None:
     return None
 
 
+def check_head(model: Any, name: str) -> None:
+    """Refuse a model whose predictions are not softmax(W h), W being the matrix of its head.
+
+    Args:
+        model: a causal model of `transformers`.
+        name: what the user calls the target.
+
+    Raises:
+        ValueError: logits that are changed behind the head, or a head with a bias.
+    """
+    change = logit_change(model.config)
+    if change is None and getattr(model.get_output_embeddings(), "bias", None) is not None:
+        change = "a head with a bias"
+    if change is not None:
+        raise ValueError(
+            f"target {name}: {change}; allowed for drafts, which share the target's head: targets"
+            " whose logits are those of a head without bias"
+        )
+
+
 def check_decodable(config: Any, name: str) -> None:
     """Refuse what a cache of rows of unlike lengths would answer wrongly.
 
@@ -30,14 +50,23 @@ def check_decodable(config: Any, name: str) -> None:
         name: what the user calls the target.
 
     Raises:
-        ValueError: layers that forget, because refused drafts cannot be taken back from them;
-            rotary embeddings that change with the length of a pass; an attention without masks.
+        ValueError: layers or a window that forget, because refused drafts cannot be taken back
+            from them; rotary embeddings that change with the length of a pass; an attention
+            without masks.
     """
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ValueError(
             f"target {name}: layers of {', '.join(sorted(kinds))}; allowed: full_attention, or a"
             " server in its place"
+        )
+    window = getattr(config, "sliding_window", None)
+    # Where layers have no kinds of their own, a window is that of all of them.
+    everywhere = window is not None and not getattr(config, "layer_types", None)
+    if everywhere and window < config.max_position_embeddings:
+        raise ValueError(
+            f"target {name}: sliding_window={window} of {config.max_position_embeddings} positions;"
+            " allowed: null, or a server in its place"
         )
     for rope in rope_types(getattr(config, "rope_parameters", None)):
         if rope in _ROPE_BY_LENGTH:
@@ -46,10 +75,10 @@ def check_decodable(config: Any, name: str) -> None:
                 " default, linear, llama3, yarn, or a server in its place"
             )
     attention = getattr(config, "_attn_implementation", None)
-    if attention is not None and attention not in _MASKED_ATTENTION:
+    if attention is not None and attention not in (*_MASKED_ATTENTION, NAME):
         raise ValueError(
             f"target {name}: attn_implementation={attention}, which takes no such mask; allowed:"
-            f" {', '.join(_MASKED_ATTENTION[:-1])}"
+            f" {', '.join(_MASKED_ATTENTION)}"
         )
 
 

@@ -1,9 +1,9 @@
 """Attention of grouped heads without copies of keys and values, for decoding on a CPU.
 
-Where queries outnumber keys (GQA) and there is a mask, transformers repeats keys and values for
-every head before it calls PyTorch: a copy of the whole context in every layer of every pass. The
-kernel for CPUs takes the groups as they are. (On a GPU a mask and groups together would
-end in the slow kernel, which is why transformers repeats.)
+Where heads outnumber keys (GQA), a pass over several tokens has a mask, and transformers repeats
+keys and values for every head before it calls PyTorch: a copy of the whole context in every layer.
+The kernel for CPUs takes the groups as they are. (On a GPU a mask and groups together would end in
+the slow kernel, which is why transformers repeats.)
 """
 
 from typing import Any
@@ -27,7 +27,14 @@ def grouped_sdpa(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """[B, Q, H, D] of queries [B, H, Q, D] and keys and values [B, G, S, D], G a divisor of H."""
+    """[B, Q, H, D] of queries [B, H, Q, D] and keys and values [B, G, S, D], G a divisor of H.
+
+    Raises:
+        ValueError: a model that asks for more than PyTorch's attention gives.
+    """
+    for name in ("softcap", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attention with {name}; allowed: models with plain attention")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     output = F.scaled_dot_product_attention(
         query,

@@ -34,22 +34,23 @@ class RowCache(Cache):
     Args:
         num_layers: of the model.
         num_rows: most rows at a time.
-
-    Attributes:
-        lengths: tokens of every row in use.
     """
 
     def __init__(self, num_layers: int, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.lengths: list[int] = []
-        self.lengths_B = torch.zeros(0, dtype=torch.long)
-        self._stores = [_RowLayer(self) for _ in range(num_layers)]
+        self._rows = _Rows()
+        self._stores = [_RowLayer(self._rows, num_rows) for _ in range(num_layers)]
         super().__init__(layers=[*self._stores])
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(self.lengths, default=0)
+    def lengths(self) -> list[int]:
+        """Tokens of every row in use."""
+        return self._rows.lengths
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """The same on the device."""
+        return self._rows.lengths_B
 
     def admit(self, entering: Cache, lengths: Sequence[int]) -> None:
         """Append rows.
@@ -63,13 +64,14 @@ class RowCache(Cache):
         for store, source in zip(self._stores, entering.layers, strict=True):
             assert isinstance(source, CacheLayerMixin), "a layer of attention"
             assert source.keys is not None and source.values is not None, "the pass was made"
+            assert source.keys.shape[2] >= max(lengths), "a layer that forgets nothing"
             store.enter(first, source.keys, source.values)
-            self.lengths_B = self.lengths_B.to(source.keys.device)
-        self._set([*self.lengths, *lengths])
+            self._rows.lengths_B = self.lengths_B.to(source.keys.device)
+        self._rows.set([*self.lengths, *lengths])
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[b]` of the tokens that the last pass wrote behind row b."""
-        self._set([length + count for length, count in zip(self.lengths, counts, strict=True)])
+        self._rows.set([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which stay in this order."""
@@ -79,7 +81,7 @@ class RowCache(Cache):
             longest = max(self.lengths[row] for row in sources)
             for store in self._stores:
                 store.move(sources, places, longest)
-        self._set([self.lengths[row] for row in rows])
+        self._rows.set([self.lengths[row] for row in rows])
 
     def drop(self, row: int) -> None:
         """Remove a row; the last one takes its number."""
@@ -88,7 +90,7 @@ class RowCache(Cache):
 
     def positions(self, queries: int) -> Tensor:
         """[B, Q] places of the next `queries` tokens of every row."""
-        return self.lengths_B[:, None] + torch.arange(queries, device=self.lengths_B.device)
+        return self._rows.positions(queries)
 
     def mask(self, queries: int, dtype: torch.dtype) -> Tensor | None:
         """What the next `queries` tokens of every row may see: its past, and up to themselves.
@@ -99,24 +101,43 @@ class RowCache(Cache):
         """
         if queries == 1 and len(set(self.lengths)) == 1:
             return None
-        place_S = torch.arange(self.longest + queries, device=self.lengths_B.device)
+        place_S = torch.arange(self._rows.longest + queries, device=self.lengths_B.device)
         hidden_BQS = place_S > self.positions(queries)[..., None]
         mask_BQS = torch.zeros(hidden_BQS.shape, dtype=dtype, device=hidden_BQS.device)
         return mask_BQS.masked_fill_(hidden_BQS, float("-inf"))[:, None]
 
-    def _set(self, lengths: list[int]) -> None:
+
+class _Rows:
+    """How long the rows in use are. Of its own, because layers that knew their cache would keep it
+    alive with all its memory until the garbage collector comes by."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.lengths_B = torch.zeros(0, dtype=torch.long)
+
+    def set(self, lengths: list[int]) -> None:
+        """These rows are in use."""
         self.lengths = lengths
-        self.lengths_B = torch.tensor(lengths, device=self.lengths_B.device)
+        self.lengths_B = torch.tensor(lengths, dtype=torch.long, device=self.lengths_B.device)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths, default=0)
+
+    def positions(self, queries: int) -> Tensor:
+        """[B, Q] places of the next `queries` tokens of every row."""
+        return self.lengths_B[:, None] + torch.arange(queries, device=self.lengths_B.device)
 
 
 class _RowLayer(CacheLayerMixin):
-    """One layer's keys and values, [rows, H, C, K]; `cache` says where new ones go."""
+    """One layer's keys and values, [num_rows, H, C, K]; `rows` says where new ones go."""
 
     is_sliding = False
 
-    def __init__(self, cache: RowCache) -> None:
+    def __init__(self, rows: _Rows, num_rows: int) -> None:
         super().__init__()
-        self._cache = cache
+        self._rows, self._num_rows = rows, num_rows
 
     def enter(self, first: int, keys_PHSK: Tensor, values_PHSK: Tensor) -> None:
         """Write rows that were read elsewhere, from row `first` on."""
@@ -136,7 +157,7 @@ class _RowLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write [B, H, Q, K] behind every row; back comes all up to the longest row's end."""
-        rows, end = len(self._cache.lengths), self._cache.longest + key_states.shape[-2]
+        rows, end = len(self._rows.lengths), self._rows.longest + key_states.shape[-2]
         self._reserve(end, key_states, value_states)
         assert self.keys is not None and self.values is not None
         self._write(self.keys, key_states)
@@ -145,13 +166,13 @@ class _RowLayer(CacheLayerMixin):
 
     def _write(self, store: Tensor, new_BHQK: Tensor) -> None:
         rows, _, queries, _ = new_BHQK.shape
-        lengths = self._cache.lengths
+        lengths = self._rows.lengths
         if len(set(lengths)) == 1:
             store[:rows, :, lengths[0] : lengths[0] + queries] = new_BHQK
             return
         row_B1 = torch.arange(rows, device=new_BHQK.device)[:, None]
         # Two indices side by side in a transposed view: indexed apart, PyTorch reorders the axes.
-        store.transpose(1, 2)[row_B1, self._cache.positions(queries)] = new_BHQK.transpose(1, 2)
+        store.transpose(1, 2)[row_B1, self._rows.positions(queries)] = new_BHQK.transpose(1, 2)
 
     def _reserve(self, width: int, keys_like: Tensor, values_like: Tensor) -> None:
         """Have room for `width` tokens. What lies beyond a row's length is zero or old, never nan:
@@ -160,8 +181,8 @@ class _RowLayer(CacheLayerMixin):
         if width > held:
             capacity = max(width, held + held // 2)
             capacity += -capacity % STEP
-            self.keys = _wider(self.keys, keys_like, self._cache.num_rows, capacity)
-            self.values = _wider(self.values, values_like, self._cache.num_rows, capacity)
+            self.keys = _wider(self.keys, keys_like, self._num_rows, capacity)
+            self.values = _wider(self.values, values_like, self._num_rows, capacity)
             self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -169,11 +190,11 @@ class _RowLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Tokens that a pass sees, and the first of them."""
-        return self._cache.longest + query_length, 0
+        return self._rows.longest + query_length, 0
 
     def get_seq_length(self) -> int:
         """Tokens of the longest row."""
-        return self._cache.longest
+        return self._rows.longest
 
     def get_max_length(self) -> int:
         """No maximum."""

@@ -180,9 +180,11 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
                 " draft; allowed: a checkpoint of algo=dflash"
             )
         target, networks = model.target, {DRAFT: model.network}
+        keys = {DRAFT: "eval.checkpoint_path", REFERENCE: "mode.reference_draft"}
         files = [Path(cfg.eval.checkpoint_path)]
     else:
         target, folder = build_target(cfg), Path(cfg.mode.draft).expanduser()
+        keys = {DRAFT: "mode.draft", REFERENCE: "mode.reference_draft"}
         networks, files = {DRAFT: load_draft(folder, dtype=target.model.dtype)}, draft_files(folder)
     identity: dict[str, Any] = {DRAFT: files_fingerprint(files)}
     if cfg.mode.reference_draft is not None:
@@ -194,9 +196,11 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
     rule = instantiate(cfg.mode.verification)
     answerers: dict[str, Answerer] = {}
     for name, network in networks.items():
-        check_fits(network, target, name)
+        check_fits(network, target, keys[name])
         network = network.to(device).eval()
-        draft = NetworkDraft(network, target.embedding_VD, target.head_VD, cfg.mode.block_size)
+        draft = NetworkDraft(
+            network, target.embedding_VD, target.decoding_head, cfg.mode.block_size
+        )
         answerers[name] = LocalAnswerer(
             target, draft, rule, cfg.mode.max_new_tokens, cfg.mode.thinking, cfg.seed
         )
@@ -230,7 +234,7 @@ def draft_files(folder: Path) -> list[Path]:
 
 
 def check_fits(network: DFlashNetwork, target: CausalTarget, name: str) -> None:
-    """Raise ConfigError for a draft that was made for another target."""
+    """Raise ConfigError for a draft that was made for another target; `name` is its key."""
     theirs, ours = network.config, target.model.config
     pairs = (
         ("hidden_size", theirs.hidden_size, ours.hidden_size),
@@ -240,7 +244,7 @@ def check_fits(network: DFlashNetwork, target: CausalTarget, name: str) -> None:
     for key, draft, wanted in pairs:
         if draft != wanted:
             raise ConfigError(
-                f"mode.{name}: {key}={draft}, but model={target.name} has {wanted}; allowed: a"
+                f"{name}: {key}={draft}, but model={target.name} has {wanted}; allowed: a"
                 " draft made for this target"
             )
 

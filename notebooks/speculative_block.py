@@ -87,8 +87,9 @@ print(f"blocks of {shape.block_size}: the anchor and {shape.num_drafts} drafts")
 
 # %%
 prompt = target.chat_ids([{"role": "user", "content": PROMPT}])
+model = target.decoding_model
 plain = speculate(
-    target.model, NoDraft(), [prompt], Greedy(), max_new_tokens=64, stop_ids=target.stop_ids
+    model, NoDraft(), [prompt], Greedy(), max_new_tokens=64, stop_ids=target.stop_ids
 )[0]
 print(repr(target.tokenizer.decode(plain.token_ids)))
 
@@ -169,9 +170,9 @@ show(worst)
 # more than `block_size` tokens: the drafts and one of the target's own.
 
 # %%
-proposer = NetworkDraft(draft.network, target.embedding_VD, target.head_VD)
+proposer = NetworkDraft(draft.network, target.embedding_VD, target.decoding_head)
 result = speculate(
-    target.model, proposer, [prompt], Greedy(), max_new_tokens=64, stop_ids=target.stop_ids
+    model, proposer, [prompt], Greedy(), max_new_tokens=64, stop_ids=target.stop_ids
 )[0]
 assert result.token_ids == plain.token_ids
 tokens, cycles = len(result.token_ids) - 1, len(result.cycles)

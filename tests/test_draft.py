@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 import draft
 from callbacks.metrics_csv import read_metrics
 from data.errors import DataError
+from data.feature_cache import check_identity, read_manifest
 from dataloader import LanguageData
 from draft import DFlashDraft, committed_tokens
 from modes import cache_features, export_draft, train
@@ -201,6 +202,9 @@ def test_a_cache_of_something_else_is_refused(folder, tmp_path):
         fit(folder, tmp_path / "b", cached, "algo.draft.target_layer_ids=[0]")
     with pytest.raises(DataError, match=r"its target is .*, this run has"):
         fit(folder, tmp_path / "c", cached, "model.seed=1")
+    # The weights of a folder have one fingerprint in whatever numbers they are held.
+    with pytest.raises(DataError, match="its dtype is float32, this run has bfloat16"):
+        check_identity(read_manifest(tmp_path / "features", "train"), {"dtype": "bfloat16"}, folder)
     with pytest.raises(ConfigError, match=r"neither whole distributions"):
         fit(folder, tmp_path / "d", cached, "objective=overlap")
     with pytest.raises(ConfigError, match=r"rows of a stream"):

@@ -35,10 +35,11 @@ from scripts.stages import stage  # noqa: E402
 class Size(NamedTuple):
     """How much of everything.
 
-    experiment: of the drafts. target: overrides of regenerate and of the evaluation.
+    experiment: of the drafts. target: overrides of regenerate.
     per_task, held_out, gsm8k: prompts. answer: most tokens of a label. counts: rows of the
     three sets, as (reasoning-gym, GSM8K). steps: updates of the three drafts.
-    evaluated: most tokens of an evaluated answer. problems: of HumanEval, None for all.
+    evaluated: most tokens of an evaluated answer. problems: of HumanEval, None for all. timed:
+    prompts of each benchmark that are answered with and without a draft, for the speed.
     """
 
     experiment: str
@@ -168,12 +169,10 @@ class Journey:
             before = self._train(name, asked, before)
 
     def control(self, overrides: list[str]) -> None:
-        """KD in place of the later two, and the last of them beside M1.6."""
+        """KD in place of the later two."""
         before = DRAFTS[0][0]
         for number, (name, objective) in enumerate(CONTROL, start=1):
             before = self._train(name, self._training(number, objective, overrides), before)
-        self._evaluate(before, overrides)
-        self._table("table_control", [before, DRAFTS[-1][0]])
 
     def _training(self, number: int, objective: str, overrides: list[str]) -> list[str]:
         """Overrides of a training on the set of draft `number`."""
@@ -182,10 +181,11 @@ class Journey:
             f"experiment={self.size.experiment}", f"objective={objective}",
             f"data.files={self.rows(f'sets/{name}')}", f"trainer.max_steps={steps}",
             f"lr_scheduler.warmup_steps={round(0.04 * steps)}",
-            f"algo.feature_cache={self.out / 'features' / name}", *overrides,
+            f"algo.feature_cache={self.out / 'features' / name}",
         ]  # fmt: skip
-        # 4 is for blocks of 8, as 7 is for blocks of 16.
-        return [*asked, "objective.gamma=4.0"] if objective == "kd" else asked
+        if objective == "kd":
+            asked.append("objective.gamma=4.0")  # of blocks of 8
+        return [*asked, *overrides]
 
     def _train(self, name: str, asked: list[str], before: str | None) -> str:
         """A draft from the best weights of the one before; returns its name."""
@@ -197,12 +197,15 @@ class Journey:
         """The weights of a draft that are evaluated and gone on from."""
         return self.out / "drafts" / name / "checkpoints" / "best.ckpt"
 
-    def acceptance(self, overrides: list[str]) -> None:
-        """Every draft on the same prompts, then the table."""
-        names = [name for name, _ in DRAFTS]
+    def acceptance(self, overrides: list[str], control: bool) -> None:
+        """Every draft on the same prompts, then the table; of the control the last draft."""
+        names, last = [name for name, _ in DRAFTS], CONTROL[-1][0]
         for name in names:
             self._evaluate(name, overrides)
         self._table("table", names)
+        if control:
+            self._evaluate(last, overrides)
+            self._table("table_control", [last, names[-1]])
 
     def _evaluate(self, name: str, overrides: list[str]) -> None:
         sets = {
@@ -247,11 +250,11 @@ def main() -> None:
     if options.until == "labels":
         return
     journey.drafts(options.overrides)
-    if options.until == "drafts":
-        return
-    journey.acceptance(options.overrides)
     if options.control:
         journey.control(options.overrides)
+    if options.until == "drafts":
+        return
+    journey.acceptance(options.overrides, options.control)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def network_draft(
     network = DFlashNetwork(config).double().eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return NetworkDraft(network, embedding, head, block_size)
 
 

@@ -6,10 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PhiConfig,
+    PhiForCausalLM,
+    Starcoder2Config,
+)
 
 from decoding.drafts import NetworkDraft, NoDraft, OracleDraft, RandomDraft
 from decoding.speculate import LENGTH, STOP, TargetPass, speculate
 from decoding.verification import Greedy
+from models.decodable import check_decodable, check_head
+from models.tiny_causal import tiny_causal
 from tests.decoding.speculation import VOCABULARY, network_draft, slow_greedy, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -189,6 +201,45 @@ def test_targets_that_forget_or_change_their_logits_are_refused():
         TargetPass(SimpleNamespace(config=config), None, 1)
 
 
+@pytest.mark.parametrize(
+    "config_class", [MistralConfig, Phi3Config, Starcoder2Config, MixtralConfig]
+)
+def test_a_window_of_all_layers_is_refused(config_class):
+    config = config_class(sliding_window=8, max_position_embeddings=64)
+    with pytest.raises(ValueError, match="target x: sliding_window=8 of 64 positions; allowed"):
+        check_decodable(config, "x")
+    check_decodable(config_class(sliding_window=64, max_position_embeddings=64), "x")
+    check_decodable(config_class(sliding_window=None), "x")
+
+
+def test_heads_that_drafts_cannot_share_are_refused():
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    granite = GraniteForCausalLM(GraniteConfig(**sizes, intermediate_size=8, logits_scaling=8.0))
+    with pytest.raises(ValueError, match=r"target x: logits_scaling=8\.0; allowed for drafts"):
+        check_head(granite, "x")
+    phi = PhiForCausalLM(PhiConfig(**sizes, intermediate_size=8))
+    with pytest.raises(ValueError, match="target x: a head with a bias; allowed for drafts"):
+        check_head(phi, "x")
+    check_head(tiny_target(), "x")
+
+
+@pytest.mark.parametrize("heads", [(8, 2), (4, 4)])
+def test_the_model_for_decoding_gives_the_same_answers(heads):
+    """Packed weights and grouped attention, blocks behind rows of unlike lengths."""
+    target = tiny_causal(
+        num_hidden_layers=2, num_attention_heads=heads[0], num_key_value_heads=heads[1]
+    )
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, 200, (n,), generator=draw).tolist() for n in (3, 30, 1)]
+    plain = [slow_greedy(target.model, prompt, 20) for prompt in prompts]
+    assert len(set(plain[0])) > 3, "more than a loop"
+    answers = {tuple(p): [*answer, *[0] * 8] for p, answer in zip(prompts, plain, strict=True)}
+    vocabulary = len(target.head_VD)
+    for draft in (OracleDraft(answers, 5, vocabulary, 0.3), RandomDraft(5, vocabulary), NoDraft()):
+        found = greedy(target.decoding_model, draft, prompts, 20)
+        assert [result.token_ids for result in found] == plain
+
+
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 def test_targets_whose_rows_would_depend_on_each_other_are_refused(rope):
     config = SimpleNamespace(model_type="x", rope_parameters={"rope_type": rope})
@@ -214,4 +265,4 @@ def test_block_sizes_up_to_the_trained_one():
     assert network_draft(model, trained=8, sample_from_anchor=True).drafted == 8
     for size in (1, 9):
         with pytest.raises(ValueError, match=rf"mode\.block_size={size}: allowed 2 \.\. 8"):
-            NetworkDraft(draft.network, draft.embedding_VD, draft.head.weight, size)
+            NetworkDraft(draft.network, draft.embedding_VD, draft.head, size)

@@ -113,6 +113,13 @@ def test_exact_match_draws_what_plain_sampling_draws(seed, sampled, drafted):
 
 
 @pytest.mark.parametrize("name", RULES)
+def test_without_drafts_every_rule_is_plain_sampling(name):
+    plain = ExactMatch(HOT, top_p=0.8, top_k=4) if name == "rejection cut" else ExactMatch(HOT)
+    expected = answers(plain, NoDraft(), [5, 6, 7], 10)
+    assert answers(RULES[name], NoDraft(), [5, 6, 7], 10) == expected
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_a_request_has_its_own_numbers_in_any_batch(name):
     draft, rule = network_draft(target(), trained=4, mask_token=SYMBOLS - 1), RULES[name]
     together = answers(rule, draft, [5, 6, 7, 8], 10)

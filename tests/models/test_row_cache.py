@@ -1,7 +1,11 @@
 """The cache of rows of different lengths, against whole forward passes."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from transformers import DynamicCache
 
 from models.row_cache import STEP, RowCache, prefill
 from models.tiny_causal import tiny_causal
@@ -35,7 +39,7 @@ def whole(model, row):
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "decoder"])
 def test_rows_that_enter_and_leave_are_as_if_alone(attention):
     if attention == "decoder":  # packed weights and groups, in single precision
-        model = tiny_causal(num_hidden_layers=2, num_attention_heads=8).decoder
+        model = tiny_causal(num_hidden_layers=2, num_attention_heads=8).decoding_model
     else:
         options = {"dtype": "float64", "attn_implementation": attention}
         model = tiny_causal(num_hidden_layers=2, **options).model
@@ -117,3 +121,24 @@ def test_memory_is_that_of_the_longest_row_and_a_block(model):
     for _ in range(STEP):
         step(model, cache, [1, 1])
     assert cache.layers[0].keys.shape[2] == 2 * STEP
+
+
+def test_a_cache_that_is_not_needed_any_more_leaves_at_once(model):
+    """Its memory would else wait for the garbage collector, which counts objects and not bytes."""
+    cache = RowCache(2, num_rows=1)
+    enter(model, cache, [[1, 2]])
+    held = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_what_a_window_has_cut_off_is_no_row(model):
+    cut = DynamicCache()
+    for layer in range(2):
+        cut.update(torch.zeros(1, 4, 3, 8), torch.zeros(1, 4, 3, 8), layer)
+    with pytest.raises(AssertionError, match="forgets nothing"):
+        RowCache(2, num_rows=1).admit(cut, [5])

@@ -44,9 +44,9 @@ def save_draft(folder, seed=0, block_size=6, **changes):
 class Knowing(OracleDraft):
     """In place of the network an oracle that errs, more or less as the network's weights are."""
 
-    def __init__(self, network, embedding_VD, head_VD, block_size):
+    def __init__(self, network, embedding_VD, head, block_size):
         size, share = block_size or network.config.block_size, network.fc.weight[0, 0].item() % 1.0
-        super().__init__({}, size - 1, len(head_VD), 0.2 + 0.4 * share, seed=int(1000 * share))
+        super().__init__({}, size - 1, head.out_features, 0.2 + 0.4 * share, seed=int(1000 * share))
 
     def begin(self, prompts):
         model, count = tiny_causal(**SMALL).model, 12 + self.drafted
@@ -207,7 +207,8 @@ def test_smaller_blocks_and_sampled_verification(files):
     assert sampled["speedup_different/one"] == 0, "plain sampling draws the same tokens"
     conditions = json.loads((files / "sampled" / "conditions.json").read_text())
     assert conditions["verification"]["temperature"] == 0.8 and conditions["seed"] == 1
-    evaluate(files, "mode/verification=rejection", "mode.timed_prompts=0", out="rejected")
+    rejected = evaluate(files, "mode/verification=rejection", out="rejected")
+    assert rejected["speedup/one"] > 0
 
 
 def test_prompts_without_room_are_counted(files):
@@ -228,7 +229,7 @@ def test_prompts_without_room_are_counted(files):
         (["mode.draft=null"], ConfigError, "no draft given; allowed: one of eval.checkpoint_path"),
         (["eval.checkpoint_path=a.ckpt"], ConfigError, "draft and checkpoint given"),
         (["mode.block_size=7"], ValueError, r"mode\.block_size=7: allowed 2 \.\. 6"),
-        (["model.hidden_size=48"], ConfigError, "hidden_size"),
+        (["model.hidden_size=48"], ConfigError, r"mode\.draft: hidden_size=32, but"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(files, more, error, message):

@@ -198,9 +198,12 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
     for name, network in networks.items():
         check_fits(network, target, keys[name])
         network = network.to(device).eval()
-        draft = NetworkDraft(
-            network, target.embedding_VD, target.decoding_head, cfg.mode.block_size
-        )
+        try:
+            draft = NetworkDraft(
+                network, target.embedding_VD, target.decoding_head, cfg.mode.block_size
+            )
+        except ValueError as error:
+            raise ConfigError(f"{keys[name]}: {error}") from error
         answerers[name] = LocalAnswerer(
             target, draft, rule, cfg.mode.max_new_tokens, cfg.mode.thinking, cfg.seed
         )

@@ -228,7 +228,7 @@ def test_prompts_without_room_are_counted(files):
     [
         (["mode.draft=null"], ConfigError, "no draft given; allowed: one of eval.checkpoint_path"),
         (["eval.checkpoint_path=a.ckpt"], ConfigError, "draft and checkpoint given"),
-        (["mode.block_size=7"], ValueError, r"mode\.block_size=7: allowed 2 \.\. 6"),
+        (["mode.block_size=7"], ConfigError, r"mode\.draft: mode\.block_size=7: allowed 2 \.\. 6"),
         (["model.hidden_size=48"], ConfigError, r"mode\.draft: hidden_size=32, but"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
@@ -32,9 +33,15 @@ DEPENDENCY = "masking=dependency"
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(written_sweep, tmp_path):
     """mix_alpha 0, 0.5 and 1 with three seeds: 3.0, 2.9 and 2.6, and 0.1 more per seed."""
-    folder = tmp_path / "sweep"
+    return shutil.copytree(written_sweep, tmp_path / "sweep")
+
+
+@pytest.fixture(scope="module")
+def written_sweep(tmp_path_factory):
+    """Composing nine configurations takes longer than what is tested on them."""
+    folder = tmp_path_factory.mktemp("written")
     for alpha, nll in ((0, 3.0), (0.5, 2.9), (1, 2.6)):
         for seed in (1, 2, 3):
             options = (DEPENDENCY, f"masking.mix_alpha={alpha}")

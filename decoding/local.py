@@ -23,7 +23,7 @@ from decoding.generate import (
     request_key,
 )
 from models.causal import CausalTarget
-from models.decodable import check_decodable, logit_change
+from models.decodable import check_decodable, check_logits
 from models.precision import use_fastest_exact_matmul
 from models.row_cache import RowCache, prefill
 
@@ -77,12 +77,7 @@ class LocalGenerator:
         device: str | None = None,
     ) -> None:
         check_decodable(target.model.config, target.name)
-        change = logit_change(target.model.config)
-        if change is not None:
-            raise ValueError(
-                f"target {target.name}: {change}; allowed: targets whose logits are those of their"
-                " head, or a server in its place"
-            )
+        check_logits(target.model.config, target.name)
         self.target, self.settings = target, settings
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

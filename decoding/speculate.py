@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decoding.drafts import Draft
 from decoding.verification import RequestNoise, Verification
-from models.decodable import check_decodable, logit_change
+from models.decodable import check_decodable, check_logits
 from models.row_cache import RowCache, prefill
 from models.taps import Recording, TargetTaps
 
@@ -177,12 +177,7 @@ def speculate(
 def _limits(config: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: allowed an integer >= 1")
-    change = logit_change(config)
-    if change is not None:
-        raise ValueError(
-            f"target {config.model_type}: {change}; allowed: targets whose logits are those of"
-            " their head"
-        )
+    check_logits(config, config.model_type)
     longest = config.max_position_embeddings
     for place, prompt in enumerate(prompts):
         if not 1 <= len(prompt) < longest:

@@ -13,13 +13,23 @@ _MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def logit_change(config: Any) -> str | None:
-    """The setting by which a model changes its logits behind the head, as `name=value`."""
-    for name in _LOGIT_CHANGES:
-        value = getattr(config, name, None)
+def check_logits(config: Any, name: str) -> None:
+    """Refuse a model whose logits are not what its head says.
+
+    Args:
+        config: of a causal model of `transformers`.
+        name: what the user calls the target.
+
+    Raises:
+        ValueError: the setting by which the logits are changed behind the head.
+    """
+    for key in _LOGIT_CHANGES:
+        value = getattr(config, key, None)
         if value not in (None, 1.0):
-            return f"{name}={value}"
-    return None
+            raise ValueError(
+                f"target {name}: {key}={value}; allowed: targets whose logits are those of their"
+                " head, or a server in its place"
+            )
 
 
 def check_head(model: Any, name: str) -> None:
@@ -32,13 +42,11 @@ def check_head(model: Any, name: str) -> None:
     Raises:
         ValueError: logits that are changed behind the head, or a head with a bias.
     """
-    change = logit_change(model.config)
-    if change is None and getattr(model.get_output_embeddings(), "bias", None) is not None:
-        change = "a head with a bias"
-    if change is not None:
+    check_logits(model.config, name)
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise ValueError(
-            f"target {name}: {change}; allowed for drafts, which share the target's head: targets"
-            " whose logits are those of a head without bias"
+            f"target {name}: a head with a bias; allowed for drafts, which share the target's head:"
+            " a head without bias"
         )
 
 

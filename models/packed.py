@@ -73,7 +73,8 @@ class PackedLinear(nn.Linear):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "PackedLinear":
         super()._apply(fn, recurse)
-        self._pack()
+        if self._packed is None or _state(self.weight) != self._packed_state:
+            self._pack()
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -47,11 +47,6 @@ class RowCache(Cache):
         """Tokens of every row in use."""
         return self._rows.lengths
 
-    @property
-    def lengths_B(self) -> Tensor:
-        """The same on the device."""
-        return self._rows.lengths_B
-
     def admit(self, entering: Cache, lengths: Sequence[int]) -> None:
         """Append rows.
 
@@ -66,7 +61,7 @@ class RowCache(Cache):
             assert source.keys is not None and source.values is not None, "the pass was made"
             assert source.keys.shape[2] >= max(lengths), "a layer that forgets nothing"
             store.enter(first, source.keys, source.values)
-            self._rows.lengths_B = self.lengths_B.to(source.keys.device)
+            self._rows.lengths_B = self._rows.lengths_B.to(source.keys.device)
         self._rows.set([*self.lengths, *lengths])
 
     def commit(self, counts: Sequence[int]) -> None:
@@ -101,8 +96,9 @@ class RowCache(Cache):
         """
         if queries == 1 and len(set(self.lengths)) == 1:
             return None
-        place_S = torch.arange(self._rows.longest + queries, device=self.lengths_B.device)
-        hidden_BQS = place_S > self.positions(queries)[..., None]
+        position_BQ = self.positions(queries)
+        place_S = torch.arange(self._rows.longest + queries, device=position_BQ.device)
+        hidden_BQS = place_S > position_BQ[..., None]
         mask_BQS = torch.zeros(hidden_BQS.shape, dtype=dtype, device=hidden_BQS.device)
         return mask_BQS.masked_fill_(hidden_BQS, float("-inf"))[:, None]
 

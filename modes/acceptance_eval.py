@@ -180,11 +180,9 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
                 " draft; allowed: a checkpoint of algo=dflash"
             )
         target, networks = model.target, {DRAFT: model.network}
-        keys = {DRAFT: "eval.checkpoint_path", REFERENCE: "mode.reference_draft"}
         files = [Path(cfg.eval.checkpoint_path)]
     else:
         target, folder = build_target(cfg), Path(cfg.mode.draft).expanduser()
-        keys = {DRAFT: "mode.draft", REFERENCE: "mode.reference_draft"}
         networks, files = {DRAFT: load_draft(folder, dtype=target.model.dtype)}, draft_files(folder)
     identity: dict[str, Any] = {DRAFT: files_fingerprint(files)}
     if cfg.mode.reference_draft is not None:
@@ -194,6 +192,8 @@ def _local(cfg: DictConfig) -> tuple[Measured, DictConfig]:
     device = sampling_device(cfg)
     cast(nn.Module, target.model).to(device)
     rule = instantiate(cfg.mode.verification)
+    ours = "mode.draft" if cfg.eval.checkpoint_path is None else "eval.checkpoint_path"
+    keys = {DRAFT: ours, REFERENCE: "mode.reference_draft"}
     answerers: dict[str, Answerer] = {}
     for name, network in networks.items():
         check_fits(network, target, keys[name])

@@ -215,7 +215,7 @@ def test_a_window_of_all_layers_is_refused(config_class):
 def test_heads_that_drafts_cannot_share_are_refused():
     sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     granite = GraniteForCausalLM(GraniteConfig(**sizes, intermediate_size=8, logits_scaling=8.0))
-    with pytest.raises(ValueError, match=r"target x: logits_scaling=8\.0; allowed for drafts"):
+    with pytest.raises(ValueError, match=r"target x: logits_scaling=8\.0; allowed: targets"):
         check_head(granite, "x")
     phi = PhiForCausalLM(PhiConfig(**sizes, intermediate_size=8))
     with pytest.raises(ValueError, match="target x: a head with a bias; allowed for drafts"):

@@ -67,7 +67,7 @@ SIZES = {
 }  # fmt: skip
 # The drafts, in the order in which each starts from the one before it.
 DRAFTS = (("m1", "kd"), ("m1_5", "eal"), ("m1_6", "survival_eal"))
-CONTROL = (("kd_1_5", "kd"), ("kd_1_6", "kd"))  # from M1, on the sets of the later two
+CONTROL = ("kd_1_5", "kd_1_6")  # from M1, on the sets of the later two
 
 
 class Journey:
@@ -171,8 +171,8 @@ class Journey:
     def control(self, overrides: list[str]) -> None:
         """KD in place of the later two."""
         before = DRAFTS[0][0]
-        for number, (name, objective) in enumerate(CONTROL, start=1):
-            before = self._train(name, self._training(number, objective, overrides), before)
+        for number, name in enumerate(CONTROL, start=1):
+            before = self._train(name, self._training(number, "kd", overrides), before)
 
     def _training(self, number: int, objective: str, overrides: list[str]) -> list[str]:
         """Overrides of a training on the set of draft `number`."""
@@ -199,7 +199,7 @@ class Journey:
 
     def acceptance(self, overrides: list[str], control: bool) -> None:
         """Every draft on the same prompts, then the table; of the control the last draft."""
-        names, last = [name for name, _ in DRAFTS], CONTROL[-1][0]
+        names, last = [name for name, _ in DRAFTS], CONTROL[-1]
         for name in names:
             self._evaluate(name, overrides)
         self._table("table", names)

@@ -56,6 +56,8 @@ class GenerationResult:
         finish: "stop" at a stop token, "length" at the limit.
         error: what went wrong; then the rest is empty.
         retokenised: `token_ids` were made from the text, and may differ from those the model wrote.
+        work: what the answer cost and how it came about, by name (forward passes, ...); None where
+            nobody counted.
     """
 
     id: str
@@ -66,6 +68,7 @@ class GenerationResult:
     finish: str = ""
     error: str | None = None
     retokenised: bool = False
+    work: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

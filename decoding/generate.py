@@ -21,24 +21,27 @@ _STREAM = 0x67656E
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt: a conversation, or the tokens themselves.
+    """One prompt: a conversation, the tokens themselves, or a text to go on with.
 
     Attributes:
         id: comes back with the result; of sampled answers it decides the random numbers.
         messages: turns with `role` and `content`, which the chat template turns into tokens.
         prompt_ids: the tokens of the prompt, used as they are.
+        prompt: a text, which the tokenizer turns into tokens as it does by itself.
 
     Raises:
-        ValueError: neither or both are given.
+        ValueError: none of them is given, or several are.
     """
 
     id: str
     messages: Sequence[Mapping[str, str]] | None = None
     prompt_ids: Sequence[int] | None = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.messages is None) == (self.prompt_ids is None):
-            raise ValueError(f"request {self.id!r}: give either messages or prompt_ids")
+        given = (self.messages, self.prompt_ids, self.prompt)
+        if sum(one is not None for one in given) != 1:
+            raise ValueError(f"request {self.id!r}: give either messages or prompt_ids or prompt")
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ class GenerationResult:
 
     Attributes:
         id: of the request.
-        text: without special tokens.
+        text: without special tokens, up to the first stop string.
         token_ids: as the model wrote them, the token that ended the answer included; None where a
             server did not tell.
         logprobs: of every token, in nats, under the model's own distribution (temperature 1,
             nothing cut off); None if not asked for.
         num_tokens: length of the answer; 0 where a server did not tell.
-        finish: "stop" at a stop token, "length" at the limit.
+        finish: "stop" at a stop token or stop string, "length" at the limit.
         error: what went wrong; then the rest is empty.
         retokenised: `token_ids` were made from the text, and may differ from those the model wrote.
         work: what the answer cost and how it came about, by name (forward passes, ...); None where
@@ -84,6 +87,8 @@ class GenerationSettings:
         thinking: `enable_thinking` of the chat template.
         logprobs: whether results carry them.
         stop_ids: tokens that end an answer; None takes the model's.
+        stop_strings: texts that end an answer as soon as it has one of them; the text is what
+            comes before the first.
 
     Raises:
         ValueError: a value outside its range.
@@ -97,6 +102,7 @@ class GenerationSettings:
     thinking: bool = False
     logprobs: bool = False
     stop_ids: tuple[int, ...] | None = None
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -104,6 +110,7 @@ class GenerationSettings:
             "temperature": (self.temperature >= 0.0, "a number in [0, inf)"),
             "top_p": (0.0 < self.top_p <= 1.0, "a number in (0, 1]"),
             "top_k": (self.top_k >= 0, "an integer >= 0"),
+            "stop_strings": (all(self.stop_strings), "texts of at least one character"),
         }
         for name, (good, allowed) in checks.items():
             if not good:

@@ -22,6 +22,7 @@ from decoding.generate import (
     choose,
     request_key,
 )
+from decoding.stop_strings import StopStrings
 from models.causal import CausalTarget
 from models.decodable import check_decodable, check_logits
 from models.precision import use_fastest_exact_matmul
@@ -86,6 +87,7 @@ class LocalGenerator:
         self.head = self.model.get_output_embeddings()
         stop_ids = target.stop_ids if settings.stop_ids is None else settings.stop_ids
         self.stop_ids = frozenset(stop_ids)
+        self.stop_strings = StopStrings(settings.stop_strings, target.tokenizer)
         use_fastest_exact_matmul()
 
     def identity(self) -> dict[str, Any]:
@@ -144,6 +146,8 @@ class LocalGenerator:
     def _row(self, request: GenerationRequest) -> _Row:
         if request.messages is not None:
             prompt = self.target.chat_ids(request.messages, self.settings.thinking)
+        elif request.prompt is not None:
+            prompt = self.target.text_ids(request.prompt)
         else:
             prompt = list(request.prompt_ids or ())
         room = self.target.max_positions - len(prompt)
@@ -196,16 +200,19 @@ class LocalGenerator:
                 row.logprobs.append(value)
 
     def _finish(self, row: _Row) -> str:
-        if row.tokens[-1] in self.stop_ids:
+        if row.tokens[-1] in self.stop_ids or self.stop_strings.reached(row.tokens):
             return "stop"
         return "length" if len(row.tokens) >= row.limit else ""
 
     def _result(self, row: _Row, finish: str) -> GenerationResult:
+        text, finish = self.stop_strings.finish(row.tokens, finish)
         return GenerationResult(
             id=row.id,
-            text=str(self.target.tokenizer.decode(row.tokens, skip_special_tokens=True)),
+            text=text,
             token_ids=row.tokens,
             logprobs=row.logprobs if self.settings.logprobs else None,
             num_tokens=len(row.tokens),
             finish=finish,
+            # One pass per token, that over the prompt included.
+            work={"nfe": float(len(row.tokens))},
         )

@@ -32,6 +32,7 @@ from decoding.server_protocol import (
     load_tokenizer,
     whole_number,
 )
+from decoding.stop_strings import cut_before
 from models.identity import tokenizer_fingerprint
 
 TOKEN_IDS = ("server", "retokenise", "none")
@@ -70,7 +71,8 @@ class ServerGenerator:
     """A client of one server.
 
     Conversations go to `/chat/completions`, where the server applies the chat template; prompts of
-    tokens go to `/completions`.
+    tokens or text go to `/completions`. Stop strings are sent, and looked for in what comes back,
+    because not every server heeds them.
 
     Args:
         settings: how to answer.
@@ -247,7 +249,8 @@ class ServerGenerator:
             fields["chat_template_kwargs"] = {"enable_thinking": settings.thinking}
             fields |= {"logprobs": True} if settings.logprobs else {}
         else:
-            fields["prompt"] = list(request.prompt_ids or ())
+            text = request.prompt
+            fields["prompt"] = list(request.prompt_ids or ()) if text is None else text
             fields |= {"logprobs": 1} if settings.logprobs else {}
         if self.token_ids == "server":
             fields |= {"return_token_ids": True, **NEUTRAL_SAMPLING}
@@ -257,6 +260,8 @@ class ServerGenerator:
             fields |= {"top_k": settings.top_k} if settings.top_k else {}
         if settings.stop_ids is not None:
             fields["stop_token_ids"] = list(settings.stop_ids)
+        if settings.stop_strings:
+            fields["stop"] = list(settings.stop_strings)
         fields |= self.extra_body
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -276,11 +281,12 @@ class ServerGenerator:
             raise _Garbage("thoughts apart from the text (start the server without such a parser)")
         if choice["finish_reason"] not in ("stop", "length"):
             raise _Garbage(f"finish_reason={choice['finish_reason']!r}")
+        kept = cut_before(text, self.settings.stop_strings)
         result = GenerationResult(
             request.id,
-            text,
+            kept,
             num_tokens=_told_length(reply),
-            finish=choice["finish_reason"],
+            finish=choice["finish_reason"] if kept == text else "stop",
             logprobs=_logprobs(choice, is_chat) if self.settings.logprobs else None,
         )
         return self._with_tokens(result, choice)
@@ -290,8 +296,10 @@ class ServerGenerator:
             return result
         if self.tokenizer is not None:
             ids = self.tokenizer.encode(result.text, add_special_tokens=False)
-            # The end is no part of the text, but it is what the model wrote.
-            ids += [self.tokenizer.eos_token_id] if result.finish == "stop" else []
+            # The end is no part of the text, but it is what the model wrote; with stop strings
+            # nobody tells which end it was.
+            ended = result.finish == "stop" and not self.settings.stop_strings
+            ids += [self.tokenizer.eos_token_id] if ended else []
             return replace(result, token_ids=ids, num_tokens=len(ids), retokenised=True)
         ids = choice.get("token_ids")
         if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):

@@ -146,6 +146,17 @@ class CausalTarget:
             raise ValueError(f"model={self.name}: its chat template refuses ({reason})") from error
         return cast(list[int], ids)
 
+    def text_ids(self, text: str) -> list[int]:
+        """A text to go on with as tokens, with what the tokenizer puts before a text by itself.
+
+        Raises:
+            ValueError: no Unicode text (half a surrogate pair).
+        """
+        try:
+            return cast(list[int], self.tokenizer.encode(text))
+        except (TypeError, UnicodeError) as error:
+            raise ValueError(f"model={self.name}: the prompt is no Unicode text") from error
+
 
 def load_causal(
     source: str,

@@ -75,8 +75,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"] if "messages" in body else bytes(body["prompt"])
-        content = content if isinstance(content, str) else content.decode()
+        content = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        content = content if isinstance(content, str) else bytes(content).decode()
         with LOCK:
             ATTEMPTS[content] += 1
             BODIES[content] = body

@@ -115,6 +115,36 @@ def test_prompts_of_tokens_go_to_the_other_door(server):
     assert "messages" not in server.seen("bodies")["tokens"]
 
 
+def test_a_text_to_go_on_with_goes_as_it_is(server):
+    (result,) = ask(server, [GenerationRequest("x", prompt="a text")]).values()
+    assert result.text == "A TEXT" and server.seen("bodies")["a text"]["prompt"] == "a text"
+
+
+def test_stop_strings_are_sent_and_looked_for(server):
+    """This server does not heed them."""
+    settings = GenerationSettings(max_new_tokens=9, stop_strings=("LONG", "AND"))
+    found = ask(server, chat("stop and long", "at once", "longer at first"), settings)
+    assert server.seen("bodies")["stop and long"]["stop"] == ["LONG", "AND"]
+    ends = {name: (one.text, one.finish) for name, one in found.items()}
+    assert ends == {
+        "stop and long": ("STOP ", "stop"),
+        "at once": ("AT ONCE", "stop"),
+        "longer at first": ("", "stop"),
+    }
+    assert found["stop and long"].num_tokens == 9
+    assert "stop" not in server.seen("bodies").get("plain", {})
+
+
+def test_retokenised_answers_have_no_end_token_where_a_string_may_have_ended_them(server, tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    options = {"token_ids": "retokenise", "tokenizer": str(tmp_path)}
+    settings = GenerationSettings(max_new_tokens=50, stop_strings=("ND",))
+    (plain,) = ask(server, chat("this and that"), **options).values()
+    (result,) = ask(server, chat("this and that"), settings, **options).values()
+    assert result.text == "THIS A" and result.token_ids == plain.token_ids[:6]
+    assert plain.token_ids[-1] == byte_tokenizer().eos_token_id
+
+
 def test_logprobs_of_a_chat(server):
     (result,) = ask(server, chat("abc"), GenerationSettings(logprobs=True)).values()
     assert result.logprobs == [-0.5] * 3

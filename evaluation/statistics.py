@@ -76,6 +76,32 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     return Interval(low, high)
 
 
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test for paired yes-or-no answers (McNemar 1947).
+
+    Of the n = b + c pairs on which two systems differ, b went to the first alone. If both are
+    equally good, b is binomial(n, 1/2), so with m = min(b, c)
+
+        p = min(1, 2 sum_{k <= m} C(n, k) / 2^n).
+
+    Exact for any n, in whole numbers; never smaller than the mid-p variant. Without a pair that
+    differs it is 1.
+
+    Args:
+        only_first: b, pairs that the first alone got right.
+        only_second: c, pairs that the second alone got right.
+
+    Raises:
+        DataError: a count below 0.
+    """
+    if min(only_first, only_second) < 0:
+        raise DataError(f"counts of pairs must be >= 0, got {only_first} and {only_second}")
+    pairs = only_first + only_second
+    ways = sum(math.comb(pairs, k) for k in range(min(only_first, only_second) + 1))
+    # Of whole numbers: the quotient is right even where neither fits into a float.
+    return min(1.0, 2 * ways / 2**pairs)
+
+
 def mean_and_standard_error(values: Values) -> Estimate:
     """Mean of independent rows and its standard error s / sqrt(n), s^2 with denominator n - 1.
 

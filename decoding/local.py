@@ -22,6 +22,7 @@ from decoding.generate import (
     choose,
     request_key,
 )
+from decoding.prompts import next_prompts, prompt_of
 from decoding.stop_strings import StopStrings
 from models.causal import CausalTarget
 from models.decodable import check_decodable, check_logits
@@ -111,7 +112,7 @@ class LocalGenerator:
         while True:
             yield from self._fetch(incoming, waiting)
             if waiting and len(rows) < self.batch_size:
-                entering = self._next_prompts(waiting, self.batch_size - len(rows))
+                entering = next_prompts(waiting, self.batch_size - len(rows), self.prefill_tokens)
                 logits_BV = self._prefill(entering, cache)
                 rows += entering
                 advanced = range(len(rows) - len(entering), len(rows))
@@ -144,29 +145,10 @@ class LocalGenerator:
         waiting.sort(key=lambda row: len(row.prompt))
 
     def _row(self, request: GenerationRequest) -> _Row:
-        if request.messages is not None:
-            prompt = self.target.chat_ids(request.messages, self.settings.thinking)
-        elif request.prompt is not None:
-            prompt = self.target.text_ids(request.prompt)
-        else:
-            prompt = list(request.prompt_ids or ())
+        prompt = prompt_of(self.target, request, self.settings.thinking)
         room = self.target.max_positions - len(prompt)
-        if not prompt or room < 1:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens; allowed 1 .. {self.target.max_positions - 1}"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < len(self.target.embedding_VD):
-            raise ValueError(f"token ids outside 0 .. {len(self.target.embedding_VD) - 1}")
         limit = min(self.settings.max_new_tokens, room)
         return _Row(request.id, request_key(request.id), prompt, limit)
-
-    def _next_prompts(self, waiting: list[_Row], free: int) -> list[_Row]:
-        """The longest prompts, as many as fit into one forward pass, at least one."""
-        longest = len(waiting[-1].prompt)
-        count = min(free, max(1, self.prefill_tokens // longest), len(waiting))
-        taken = waiting[-count:]
-        del waiting[-count:]
-        return taken
 
     @torch.no_grad()
     def _prefill(self, entering: list[_Row], cache: RowCache) -> Tensor:

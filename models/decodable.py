@@ -7,6 +7,8 @@ from models.grouped_attention import NAME
 # Frequencies of these follow the longest row of a pass: a row would depend on those beside it, and
 # keys in the cache on when they were written.
 _ROPE_BY_LENGTH = ("longrope", "dynamic")
+# The attention of `models.backbone`, which without a pattern of its own is one of these, too.
+BLOCK_PATTERN = "block_pattern"
 # Attentions that take the additive mask of [B, 1, Q, S] that rows of unlike lengths need.
 _MASKED_ATTENTION = ("eager", "sdpa", "flex_attention")
 # What some models do to their logits behind the head.
@@ -83,7 +85,7 @@ def check_decodable(config: Any, name: str) -> None:
                 " default, linear, llama3, yarn, or a server in its place"
             )
     attention = getattr(config, "_attn_implementation", None)
-    if attention is not None and attention not in (*_MASKED_ATTENTION, NAME):
+    if attention is not None and attention not in (*_MASKED_ATTENTION, NAME, BLOCK_PATTERN):
         raise ValueError(
             f"target {name}: attn_implementation={attention}, which takes no such mask; allowed:"
             f" {', '.join(_MASKED_ATTENTION)}"

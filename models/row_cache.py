@@ -64,6 +64,12 @@ class RowCache(Cache):
             self._rows.lengths_B = self._rows.lengths_B.to(source.keys.device)
         self._rows.set([*self.lengths, *lengths])
 
+    def begin(self, rows: int, device: torch.device) -> None:
+        """Append rows without tokens."""
+        assert len(self.lengths) + rows <= self.num_rows, "no room for these rows"
+        self._rows.lengths_B = self._rows.lengths_B.to(device)
+        self._rows.set([*self.lengths, *[0] * rows])
+
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[b]` of the tokens that the last pass wrote behind row b."""
         self._rows.set([length + count for length, count in zip(self.lengths, counts, strict=True)])

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 # What a checkpoint is, as opposed to how it is run.
 IDENTITY = (
-    "algo", "objective", "model", "data", "noise", "masking", "block_size", "seed", "training",
+    "algo", "objective", "refine", "bon", "nce", "scorer", "model", "data", "noise", "masking",
+    "block_size", "seed", "training",
 )  # fmt: skip
 
 

@@ -20,6 +20,18 @@ def open_target(model: Mapping[str, Any]) -> CausalTarget:
     return _open(json.dumps(dict(model), sort_keys=True))
 
 
+def take_target(model: Mapping[str, Any]) -> CausalTarget:
+    """The same, for one who is going to change its weights: nobody else gets this copy.
+
+    Raises:
+        ConfigError: the section describes something else.
+        ValueError: the target cannot be had.
+    """
+    target = open_target(model)
+    _open.cache_clear()
+    return target
+
+
 @lru_cache(maxsize=1)
 def _open(model: str) -> CausalTarget:
     section = json.loads(model)

@@ -111,7 +111,7 @@ def _correlation(pairs: Pairs) -> float:
     margins = (a + b) * (c + d) * (a + c) * (b + d)
     if margins == 0:
         return 0.0
-    product = a * d - b * c
+    product: float = a * d - b * c
     if product > 0:
         product = max(product - sum(pairs) / 2, 0.0)
     return product / math.sqrt(margins)

@@ -342,6 +342,7 @@ class LanguageData(L.LightningDataModule):
             insert_eos=data.insert_train_eos if training else data.insert_valid_eos,
             join=data.get("join", False),
             per_row=data.get("documents_per_row"),
+            align=1 if data.get("align") is None else data.align,
         )
 
     def _key(self, split: str) -> dict[str, str | int | bool | None]:

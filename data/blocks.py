@@ -6,7 +6,8 @@ import numpy as np
 
 IDS = "input_ids"
 LENGTH = "length"
-# Columns of conversations: 1 on tokens that the model is to write; the document of a row.
+# 1 on tokens the model is to write, 0 on those of a prompt, `FEATURE_FILL` on fill and padding;
+# and the document of a row, which fill belongs to and padding does not.
 RESPONSE, SEGMENT = "response", "segment"
 FEATURE_DTYPE = np.int8
 # What a token without a word carries in a feature column: special tokens, padding, white space,
@@ -23,7 +24,8 @@ class PackingReport:
     """What became of the documents: everything that is not in a row is counted here.
 
     `unanswered_documents` are conversations whose answer has fewer than two tokens in its row; they
-    are left out, and their tokens are among `dropped_tokens`.
+    are left out, and their tokens are among `dropped_tokens`. `fill_tokens` are those put behind
+    documents that have to end at a multiple of `data.align`.
     `documents_with_mask` are conversations in which the mask token occurs as text.
 
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
@@ -41,6 +43,7 @@ class PackingReport:
     truncated_documents: int = 0
     truncated_tokens: int = 0
     unanswered_documents: int = 0
+    fill_tokens: int = 0
     documents_with_mask: int = 0
     tokens_of_words: int = 0
     tokens_without_word: int = 0

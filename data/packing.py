@@ -36,10 +36,16 @@ class PackingOptions:
     last incomplete row is dropped. `wrap=False` gives each document its row, `BOS tokens EOS`
     padded (without BOS, and without EOS unless `insert_eos`, where `insert_special` is off);
     documents that are too long lose their end, but not the EOS. `join=True` puts several whole
-    documents into a row, at most `per_row`, with nothing inserted (`SEGMENT` tells them apart).
+    documents into a row, at most `per_row` (`SEGMENT` tells them apart), each followed by EOS if
+    `insert_eos`; those that are too long lose their end, and the EOS with it.
+
+    `align=A` makes every document of a joined row begin at a multiple of A, so that no block of A
+    tokens holds two: what is left of the last block is filled with EOS, which have the document's
+    number in `SEGMENT` and `FEATURE_FILL` in `RESPONSE`. There is then always a `RESPONSE`;
+    documents without prompts have 1 on all their tokens.
 
     Raises:
-        DataError: `length` leaves no room for a token.
+        DataError: `length` leaves no room for a token, or options that exclude each other.
     """
 
     length: int
@@ -48,21 +54,29 @@ class PackingOptions:
     insert_eos: bool = True
     join: bool = False
     per_row: int | None = None
+    align: int = 1
 
     def __post_init__(self) -> None:
         if self.body < 1:
             raise DataError(f"model.length={self.length}: leaves no room for text")
-        if self.join and (self.wrap or self.insert_special or self.insert_eos):
+        if self.join and (self.wrap or self.insert_special):
             raise DataError(
-                "data.join=true: documents stay whole and as they are; allowed: data.wrap=false and"
-                " data.insert_train_special, insert_train_eos, insert_valid_special,"
-                " insert_valid_eos false"
+                "data.join=true: documents stay whole; allowed: data.wrap=false and"
+                " data.insert_train_special, insert_valid_special false"
+            )
+        if self.align != 1 and not self.join:
+            raise DataError(f"data.align={self.align}: allowed 1, or more with data.join=true")
+        if self.align < 1 or self.length % self.align:
+            raise DataError(
+                f"data.align={self.align}: allowed an integer >= 1 that divides"
+                f" model.length={self.length}"
             )
 
     def identity(self) -> dict[str, int | bool | None]:
-        """What a cache is known by; without `join` where it is off, as in older caches."""
-        joining = {"join", "per_row"} if not self.join else set()
-        return {name: value for name, value in vars(self).items() if name not in joining}
+        """What a cache is known by; without what is off, as in caches older than the option."""
+        off = {"join", "per_row"} if not self.join else set()
+        off |= {"align"} if self.align == 1 else set()
+        return {name: value for name, value in vars(self).items() if name not in off}
 
     @property
     def body(self) -> int:
@@ -153,36 +167,66 @@ def _joined_blocks(
     whose answer fewer than two tokens are left in the row is not kept.
     """
     for batch in batches:
-        kept = np.minimum(batch.lengths, options.length)
-        starts = np.cumsum(batch.lengths) - batch.lengths
-        if RESPONSE in batch.columns:
-            answer = np.append(0, np.cumsum(batch.columns[RESPONSE] == 1))
-            # Two tokens of it: one to begin from and one to predict.
-            answered = answer[starts + kept] > answer[starts] + 1
-            report.unanswered_documents += int((~answered).sum())
-            report.dropped_tokens += int(batch.lengths[~answered].sum())
-            kept = np.where(answered, kept, 0)
-        cut = (kept > 0) & (batch.lengths > kept)
-        report.truncated_documents += int(cut.sum())
-        report.truncated_tokens += int((batch.lengths - kept)[cut].sum())
-        rows = _first_fit(kept, options.length, options.per_row)
+        if options.insert_eos:
+            batch = _ended(batch, special)
+        kept = _kept_sizes(batch, options, report)
+        sizes = -(-kept // options.align) * options.align
+        rows = _first_fit(sizes, options.length, options.per_row)
         if not rows:
             continue
+        report.fill_tokens += int((sizes - kept).sum())
+        columns = batch.columns
+        if options.align > 1 and RESPONSE not in columns:
+            columns = columns | {RESPONSE: np.ones(len(columns[IDS]), FEATURE_DTYPE)}
         block = {
             name: np.full((len(rows), options.length), _fill_value(name, special.pad), column.dtype)
-            for name, column in batch.columns.items()
+            for name, column in columns.items()
         }
         block[SEGMENT] = np.full((len(rows), options.length), FEATURE_FILL, FEATURE_DTYPE)
+        starts = np.cumsum(batch.lengths) - batch.lengths
         for row, documents in enumerate(rows):
             place = 0
             for number, document in enumerate(documents):
-                start, size = starts[document], kept[document]
-                here = slice(place, place + size)
-                for name, column in batch.columns.items():
-                    block[name][row, here] = column[start : start + size]
-                block[SEGMENT][row, here] = number
-                place += size
+                start, count, end = starts[document], kept[document], place + sizes[document]
+                for name, column in columns.items():
+                    block[name][row, place : place + count] = column[start : start + count]
+                # Beside EOS, the columns have on it what they have on padding.
+                block[IDS][row, place + count : end] = special.eos
+                block[SEGMENT][row, place:end] = number
+                place = end
         yield block | {LENGTH: (block[SEGMENT] != FEATURE_FILL).sum(-1)}
+
+
+def _ended(batch: TokenBatch, special: SpecialIds) -> TokenBatch:
+    """Each document with EOS behind it."""
+    if RESPONSE in batch.columns:
+        raise DataError(
+            "data.join=true: conversations end as they were answered; allowed:"
+            " data.insert_train_eos, insert_valid_eos false"
+        )
+    ends = np.cumsum(batch.lengths)
+    columns = {
+        name: np.insert(column, ends, _fill_value(name, special.eos))
+        for name, column in batch.columns.items()
+    }
+    return TokenBatch(columns, batch.lengths + 1)
+
+
+def _kept_sizes(batch: TokenBatch, options: PackingOptions, report: PackingReport) -> np.ndarray:
+    """How many tokens of every document go into its row; 0 of one that is left out."""
+    kept = np.minimum(batch.lengths, options.length)
+    if RESPONSE in batch.columns:
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        answer = np.append(0, np.cumsum(batch.columns[RESPONSE] == 1))
+        # Two tokens of it: one to begin from and one to predict.
+        answered = answer[starts + kept] > answer[starts] + 1
+        report.unanswered_documents += int((~answered).sum())
+        report.dropped_tokens += int(batch.lengths[~answered].sum())
+        kept = np.where(answered, kept, 0)
+    cut = (kept > 0) & (batch.lengths > kept)
+    report.truncated_documents += int(cut.sum())
+    report.truncated_tokens += int((batch.lengths - kept)[cut].sum())
+    return kept
 
 
 def _first_fit(sizes: np.ndarray, room: int, per_row: int | None) -> list[list[int]]:

@@ -331,6 +331,7 @@ KEYS: tuple[Key, ...] = (
     # data
     _flag("data.join", **_OPTIONAL),
     _integer("data.documents_per_row", 1, **_OPTIONAL, **_NULLABLE),
+    _integer("data.align", 1, **_OPTIONAL, **_NULLABLE),
     # trainer
     _choice("trainer.accelerator", "auto", "cpu", "gpu", "cuda"),
     Key("trainer.devices", _is_devices, 'auto, -1, an integer >= 1, a list or "0,1"'),

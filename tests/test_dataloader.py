@@ -87,6 +87,32 @@ def test_padded_rows_say_what_is_scored(folder, score_padding):
         assert "position" not in batch
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_joined_documents_begin_at_multiples_of_a_configured_number(folder, streaming):
+    config = make_config(
+        folder, data__wrap=False, data__join=True, data__align="${model.length}", model__length=24,
+        data__insert_train_special=False, data__insert_valid_special=False,
+        data__streaming=streaming,
+    )  # fmt: skip
+    whole = LanguageData(config).fingerprint
+    config.data.align = 4
+    data = LanguageData(config)
+    (batch,) = data.train_loader(max_steps=1)
+    segment, response = batch["segment"], batch["response"]
+    assert whole != data.fingerprint and data.packing_report("train").fill_tokens > 0
+    assert (segment.unflatten(1, (-1, 4)) == segment[:, ::4, None]).all()
+    assert torch.equal(batch["token_mask"], segment >= 0) and segment.max() > 0
+    assert (batch["input_ids"][(segment >= 0) & (response < 0)] == data.special.eos).all()
+    # Each document has an EOS of its own before the fill.
+    ends = (response == 1) & (batch["input_ids"] == data.special.eos)
+    assert ends.sum() == (segment.max(-1).values + 1).sum()
+    # As before there was the option.
+    config.data.align = None
+    plain = LanguageData(config)
+    assert "align" not in plain._key("train") and plain.fingerprint != data.fingerprint
+    assert "response" not in next(iter(plain.train_loader(max_steps=1)))
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_ranks_and_accumulation_share_the_same_global_batches(folder, world, accumulate):
     alone = LanguageData(make_config(folder)).train_loader(max_steps=9)

@@ -24,6 +24,7 @@ OPTIONAL = {
     "thinking",
     "join",
     "documents_per_row",
+    "align",
 }
 
 

@@ -186,6 +186,22 @@ KEYS: tuple[Key, ...] = (
     _number("mode.language_share", "[0, 1]", **_OPTIONAL),
     _integer("mode.limit", 1, **_OPTIONAL, **_NULLABLE),
     _integer("mode.seed", 0, **_OPTIONAL),
+    # tasks of the standard harness
+    Key("mode.tasks", _is_texts, "a task or a list of them", optional=True),
+    _text("mode.include_path", **_OPTIONAL, **_NULLABLE),
+    _integer("mode.num_fewshot", 0, **_OPTIONAL, **_NULLABLE),
+    Key(
+        "mode.gen_kwargs",
+        lambda v: isinstance(v, dict),
+        "{KEY: VALUE, ...}",
+        nullable=True,
+        optional=True,
+    ),
+    _flag("mode.apply_chat_template", **_OPTIONAL),
+    _flag("mode.fewshot_as_multiturn", **_OPTIONAL),
+    _text("mode.system_instruction", **_OPTIONAL, **_NULLABLE),
+    _integer("mode.bootstrap", 0, **_OPTIONAL),
+    _flag("mode.allow_code", **_OPTIONAL),
     _text("paths.run_dir"),
     # algorithm
     _text("algo.name"),

@@ -24,6 +24,7 @@ NEEDED = {
     "export": ["eval.checkpoint_path={ckpt}"],
     "export_draft": ["eval.checkpoint_path={ckpt}"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
+    "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],

@@ -18,6 +18,7 @@ from runtime.content import check_content
 from runtime.errors import CheckpointError
 from runtime.excerpt import shown
 from runtime.export import is_export, read_export
+from runtime.full_state import is_full_state, read_full_state
 from runtime.safe_load import Refused, load_data
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def read_checkpoint(
     """Read a checkpoint as data; nothing in the file is executed.
 
     One that bd3lms wrote (`runtime.bd3lms`) and a folder that `mode=export` wrote
-    (`runtime.export`) come back in the form of ours, with their `origin`.
+    (`runtime.export`) come back in the form of ours, with their `origin`; the full state of a run
+    (`runtime.full_state`) as the checkpoint that it is.
 
     Args:
         path: the file, or the folder.
@@ -52,6 +54,11 @@ def read_checkpoint(
         exported = read_export(path, map_location)
         check_content(path, exported)
         return exported
+    if is_full_state(path):
+        joined = read_full_state(path, map_location)
+        _check_keys(path, joined, required)
+        check_content(path, joined)
+        return joined
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:

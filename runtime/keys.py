@@ -344,6 +344,8 @@ KEYS: tuple[Key, ...] = (
     _text("checkpointing.resume_ckpt_path", **_NULLABLE),
     _integer("checkpointing.every_n_steps", 1),
     _integer("checkpointing.keep_every_n_steps", 1, **_NULLABLE),
+    _integer("checkpointing.full_state_every_n_steps", 1, **_NULLABLE),
+    _integer("checkpointing.full_state_keep", 1, **_NULLABLE),
     # data
     _flag("data.join", **_OPTIONAL),
     _integer("data.documents_per_row", 1, **_OPTIONAL, **_NULLABLE),

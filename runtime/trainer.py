@@ -9,10 +9,13 @@ from omegaconf import DictConfig
 
 from runtime.config import instantiate
 from runtime.devices import chosen_accelerator, world_size
-from runtime.errors import ConfigError
+from runtime.errors import CheckpointError, ConfigError
+from runtime.full_state import check_whole, full_states, step_of
 
 if TYPE_CHECKING:
     import lightning as L
+
+log = logging.getLogger(__name__)
 
 
 def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
@@ -25,11 +28,14 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
         cfg: the whole configuration.
         overrides: arguments of `lightning.pytorch.Trainer` that replace those of `cfg.trainer`.
     """
+    from runtime.checkpoint_io import FolderCheckpointIO
+
     _quiet_lightning()
     accumulation = accumulation_steps(cfg)
     options: dict[str, Any] = {
         "accelerator": chosen_accelerator(cfg.trainer.accelerator),
         "callbacks": overrides.pop("callbacks", None) or build_group(cfg, "callbacks"),
+        "plugins": [*_configured_plugins(cfg), FolderCheckpointIO()],
         "logger": build_group(cfg, "logger") or False,
         "default_root_dir": str(checkpoint_root(cfg)),
         "accumulate_grad_batches": accumulation,
@@ -39,6 +45,11 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
         # Lightning refuses a bar among the callbacks when bars are switched off.
         options["callbacks"] = [x for x in options["callbacks"] if not _is_progress_bar(x)]
     return instantiate(cfg.trainer, **(options | overrides))
+
+
+def _configured_plugins(cfg: DictConfig) -> list[Any]:
+    nodes = cfg.trainer.get("plugins") or []
+    return [instantiate(node) for node in ([nodes] if isinstance(nodes, DictConfig) else nodes)]
 
 
 def _is_progress_bar(callback: Any) -> bool:
@@ -100,7 +111,7 @@ def checkpoint_root(cfg: DictConfig) -> Path:
 
 
 def checkpoint_folder(cfg: DictConfig) -> Path:
-    """The folder of best.ckpt and last.ckpt."""
+    """The folder of best.ckpt, last.ckpt and full states."""
     return checkpoint_root(cfg) / cfg.checkpointing.get("subdir", "checkpoints")
 
 
@@ -108,11 +119,13 @@ def resume_point(cfg: DictConfig) -> Path | None:
     """The checkpoint to go on from.
 
     `checkpointing.resume_ckpt_path` if given; else, with `resume_from_ckpt` true, the newest of
-    checkpoints/last.ckpt and what a SLURM requeue left behind (hpc_ckpt_N.ckpt), if any; the same
-    with `required`, but then there must be one; with false, none.
+    checkpoints/last.ckpt and what a SLURM requeue left behind (hpc_ckpt_N.ckpt), if any, or a whole
+    full state (checkpoints/checkpoint-STEP-TIME/) of a later step; the same with `required`, but
+    then there must be one; with false, none.
 
     Raises:
         ConfigError: a checkpoint was required and there is none.
+        CheckpointError: there are full states, and the newest file cannot be compared with them.
     """
     policy, explicit = cfg.checkpointing.resume_from_ckpt, cfg.checkpointing.resume_ckpt_path
     if explicit is not None:
@@ -122,9 +135,31 @@ def resume_point(cfg: DictConfig) -> Path | None:
     root = checkpoint_root(cfg)
     found = [checkpoint_folder(cfg) / "last.ckpt", *root.glob("hpc_ckpt_*.ckpt")]
     present = [path for path in found if path.is_file()]
-    if not present and policy == "required":
+    file = max(present, key=lambda path: path.stat().st_mtime, default=None)
+    newest = _later_state(checkpoint_folder(cfg), file) or file
+    if newest is None and policy == "required":
         raise ConfigError(
             f"checkpointing.resume_from_ckpt=required: no {found[0]}; allowed: true, false, or "
             "checkpointing.resume_ckpt_path=FILE"
         )
-    return max(present, key=lambda path: path.stat().st_mtime, default=None)
+    return newest
+
+
+def _later_state(directory: Path, file: Path | None) -> Path | None:
+    """The newest whole full state, if it is of a later step than the checkpoint in `file`."""
+    from runtime.checkpoint import read_checkpoint
+
+    states, torn = full_states(directory), []
+    if file is not None and states:
+        reached = read_checkpoint(file)["global_step"]
+        states = [state for state in states if (step_of(state) or 0) > reached]
+    while states:
+        try:
+            check_whole(states[-1])
+            break
+        except CheckpointError as error:
+            torn.append(str(error))
+            states.pop()
+    if torn:
+        log.warning("passed over %d full states that are not whole: %s", len(torn), "; ".join(torn))
+    return states[-1] if states else None

@@ -15,6 +15,7 @@ from runtime.config import check_targets, one_line
 from runtime.devices import count_devices, world_size
 from runtime.errors import ConfigError
 from runtime.export import is_export
+from runtime.full_state import is_full_state
 from runtime.keys import KEYS, Key
 
 _ABSENT = object()
@@ -181,18 +182,21 @@ def _check_files(cfg: DictConfig) -> None:
         if cfg.eval.checkpoint_path is None:
             raise ConfigError(
                 f"eval.checkpoint_path=null: mode={cfg.mode.name} needs a checkpoint; "
-                "allowed: the path of a .ckpt file or of an exported folder"
+                "allowed: the path of a .ckpt file, of a full state or of an exported folder"
             )
         _check_exists(cfg, "eval.checkpoint_path", folder=True)
 
 
 def _check_exists(cfg: DictConfig, path: str, folder: bool = False) -> None:
-    """A file, or with `folder` also what mode=export writes."""
+    """A file or the full state of a run, or with `folder` also what mode=export writes."""
     file = value_of(cfg, path)
     if file is None or Path(file).is_file() or (folder and is_export(Path(file))):
         return
+    if is_full_state(Path(file)):
+        return
     if Path(file).is_dir():
-        allowed = f"a checkpoint file{', a folder of mode=export (config.json)' * folder}, null"
+        export = ", a folder of mode=export (config.json)" * folder
+        allowed = f"a checkpoint file, a full state (meta.json){export}, null"
         raise ConfigError(f"{path}={file}: a folder; allowed: {allowed}")
     raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
 
@@ -201,6 +205,12 @@ def _check_sharding(cfg: DictConfig) -> None:
     strategy = value_of(cfg, "trainer.strategy")
     name = strategy.get("_target_", "") if isinstance(strategy, dict) else str(strategy)
     sharded = "fsdp" in name.lower() or "modelparallel" in name.lower()
+    every = value_of(cfg, "checkpointing.full_state_every_n_steps")
+    if sharded and every is not None:
+        raise ConfigError(
+            f"checkpointing.full_state_every_n_steps={every}: a sharded trainer.strategy writes"
+            " checkpoints of its own; allowed: null, or trainer=ddp"
+        )
     if sharded and cfg.training.ema > 0:
         raise ConfigError(
             f"training.ema={cfg.training.ema}: the moving average needs whole weights on every"

@@ -17,14 +17,15 @@ NEEDED = {
     "acceptance_eval": ["mode.prompts={{a:b}}"],
     "acceptance_table": ["mode.runs=somewhere"],
     "audit": ["mode.run=somewhere"],
+    "benchmark_table": ["mode.runs=somewhere", "mode.baseline=elsewhere"],
     "audit_labels": ["mode.input=rows.jsonl"],
     "compare": ["mode.runs=somewhere"],
     "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
     "export_draft": ["eval.checkpoint_path={ckpt}"],
-    "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
+    "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
@@ -50,7 +51,7 @@ NEEDED = {
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "data")
+    if path.parent.name not in ("hydra", "data", "grader")
 )
 
 

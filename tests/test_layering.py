@@ -16,7 +16,8 @@ BELOW = {
     "decoding": {"models", "objectives"},
     "data": set(),
     "runtime": {"models", "objectives"},
-    "evaluation": {"decoding", "models", "objectives"} | GROUND,
+    "rewards": {"decoding", "models", "objectives"} | GROUND,
+    "evaluation": {"rewards", "decoding", "models", "objectives"} | GROUND,
     "callbacks": {"evaluation", "decoding", "models", "objectives", "runtime"} | GROUND,
 }
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"main"}

@@ -1,0 +1,20 @@
+"""An answer that has to be there letter by letter."""
+
+from typing import Any
+
+from rewards.verdict import NO_ANSWER, Item, Verdict, needed
+
+
+class ExactGrader:
+    """The whole text equals the item's answer, white space around both aside."""
+
+    def grade(self, item: Item, text: str) -> Verdict:
+        """Whether they are equal."""
+        said = text.strip()
+        if not said:
+            return NO_ANSWER
+        return Verdict(said == needed(item, "answer", "exact").strip(), said)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Its name says everything."""
+        return {"grader": "exact"}

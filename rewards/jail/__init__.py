@@ -1,0 +1,1 @@
+"""What runs inside a process of the sandbox. Imports little: every program waits for it."""

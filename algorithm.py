@@ -15,7 +15,7 @@ them. Several ranks agree once per step on whether to stop.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from data.tokenization import (
     tokenizer_fingerprint,
     tokenizer_from_state,
 )
+from decoding.generate import GenerationSettings, Generator
 from evaluation.statistics import ratio_with_standard_error
 from models.ema import ExponentialMovingAverage
 from models.precision import use_fastest_exact_matmul
@@ -48,7 +49,7 @@ from runtime.checkpoint import (
     stored_hyper_parameters,
 )
 from runtime.config import instantiate, locate, to_plain
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, ConfigError
 from runtime.excerpt import shown
 from runtime.gradient import GradientStep
 
@@ -91,6 +92,8 @@ class Algorithm(L.LightningModule):
 
     # The forward process of a masked diffusion; None where nothing is masked.
     process: MaskingProcess | None = None
+    # Beginnings of the names of weights that a warm start begins anew.
+    fresh_weights: tuple[str, ...] = ()
     # Whether it gives text a likelihood of its own, which token frequencies can be compared with.
     models_text = True
 
@@ -127,16 +130,25 @@ class Algorithm(L.LightningModule):
         """Likelihood of every row under Monte-Carlo draw number `draw`."""
         raise NotImplementedError(f"{type(self).__name__} defines no likelihood")
 
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The weights that are not frozen."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser is given: groups with options of their own (lr, weight_decay)."""
+        return [{"params": self.trained_parameters()}]
+
     def create_ema(self) -> None:
         """Start the moving average at the present weights; call once the weights are in place."""
         decay = self.config["training"]["ema"]
-        self.ema = ExponentialMovingAverage(self.parameters(), decay) if decay > 0 else None
+        averaged = self.trained_parameters()
+        self.ema = ExponentialMovingAverage(averaged, decay) if decay > 0 else None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over all weights, and the schedule stepped once per optimiser step."""
         optim = self.config["optim"]
         optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
+            self.parameter_groups(),
             lr=optim["lr"],
             betas=(optim["beta1"], optim["beta2"]),
             eps=optim["eps"],
@@ -196,7 +208,7 @@ class Algorithm(L.LightningModule):
         """One step of the optimiser, then of the moving average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
-            self.ema.update(self.parameters())
+            self.ema.update(self.trained_parameters())
 
     def on_train_end(self) -> None:
         """The last step's flag has nobody behind it to read it."""
@@ -223,7 +235,7 @@ class Algorithm(L.LightningModule):
     def _swap_ema(self, use_ema: bool) -> None:
         if self.ema is not None and use_ema != self._swapped:
             self.ema.to(self.device)
-            self.ema.swap(self.parameters())
+            self.ema.swap(self.trained_parameters())
             self._swapped = use_ema
 
     def on_validation_epoch_start(self) -> None:
@@ -333,7 +345,8 @@ class Algorithm(L.LightningModule):
         self.check_compatible(checkpoint, "training.from_pretrained", same_algorithm=False)
         source, target = checkpoint["state_dict"], self.state_dict()
         usable = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-        problems = mismatches(source, target)
+        expected = {k: v for k, v in target.items() if k in source or not self._is_fresh(k)}
+        problems = mismatches(source, expected)
         if problems and not allow_partial:
             raise CheckpointError(
                 f"training.from_pretrained={path}: {'; '.join(problems)}"
@@ -343,9 +356,33 @@ class Algorithm(L.LightningModule):
             L.pytorch.utilities.rank_zero_warn(f"training.from_pretrained: {problem}")
         self.load_state_dict(usable, strict=False)
         self.create_ema()
-        if self.ema is not None and checkpoint["ema"] is not None and not problems:
+        averages = checkpoint["ema"] is not None and len(expected) == len(target)
+        if self.ema is not None and averages and not problems:
             fresh = {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
             self.ema.load_state_dict(checkpoint["ema"] | fresh)
+
+    def _is_fresh(self, name: str) -> bool:
+        return name.startswith(self.fresh_weights) if self.fresh_weights else False
+
+    def generator(
+        self, settings: GenerationSettings, batch_size: int = 32, device: str | None = None
+    ) -> Generator:
+        """What answers prompts with these weights.
+
+        Raises:
+            ConfigError: the algorithm does not write answers.
+        """
+        raise ConfigError(f"algo={self.config['algo']['name']}: does not answer prompts")
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[float, bool]]:
+        """log p(continuation | prompt) in nats, and whether greedy decoding would write it.
+
+        Raises:
+            ConfigError: the algorithm has no likelihood of continuations.
+        """
+        raise ConfigError(f"algo={self.config['algo']['name']}: does not score continuations")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

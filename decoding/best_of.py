@@ -35,6 +35,7 @@ from objectives.refinement import Prediction, allowed_log_probabilities
 AGGREGATIONS = ("select_each", "perround", "lastround")
 PICKS = ("argmax", "gumbel")
 _PROPOSE, _PICK = 0x0E, 0x0F  # streams of keyed numbers
+_BLOCKS = 512  # blocks whose logits are alive at a time
 
 
 class Round(NamedTuple):
@@ -160,8 +161,7 @@ class BestOf:
         self, runner: BlockRunner, refined: Refined, row_X: Int[Tensor, " X"]
     ) -> Iterator[Round]:
         """Candidates of finished chains, round after round; they do not depend on any score."""
-        log_p_XSV = allowed_log_probabilities(runner.logits(refined.hidden_XSD), runner.forbidden_V)
-        drawn = self.propose(log_p_XSV, refined.fixed_XS, refined.token_XS, row_X, 0)
+        drawn = self._drawn(runner, refined, row_X)
         tokens_XCS, valid_XC, log_q_XC = drawn.tokens_MCS, drawn.valid_MC, drawn.log_q_MC
         swapped_XCS = tokens_XCS != refined.token_XS[:, None]
         held_XCS = swapped_XCS | refined.fixed_XS[:, None]
@@ -180,7 +180,8 @@ class BestOf:
             again_XC = repeats(tokens_XCS)
             repeated_X, draws = (again_XC & valid_XC).sum(-1), tokens_XCS.shape[1]
             valid_XC = valid_XC & ~again_XC
-            log_q_XC = self._log_q(log_p_XSV, tokens_XCS, refined.fixed_XS, valid_XC)
+            log_q_XC = self.log_q_of(runner, refined, tokens_XCS)
+            log_q_XC = log_q_XC.masked_fill(~valid_XC, -torch.inf)
 
     def propose(
         self, log_p_XSV: Tensor, fixed_XS: Tensor, token_XS: Tensor, row_X: Tensor, number: int
@@ -209,15 +210,32 @@ class BestOf:
         hidden_YSD = runner.run(runner.table_VD[tokens_XCS.flatten(0, 1)], copies)
         return hidden_YSD.unflatten(0, (-1, copies))
 
-    def _log_q(
-        self, log_p_XSV: Tensor, tokens_XCS: Tensor, fixed_XS: Tensor, valid_XC: Tensor
-    ) -> Tensor:
-        """log q of tokens that the proposal did not draw itself, at its temperature."""
-        tempered_XSV = (log_p_XSV / self.proposal.temperature).log_softmax(-1)
-        # [X, S, C] because every candidate has one token for each place.
-        log_q_XSC = tempered_XSV.gather(-1, tokens_XCS.transpose(1, 2))
-        log_q_XSC = log_q_XSC.masked_fill(fixed_XS[..., None], 0.0)
-        return log_q_XSC.sum(1).masked_fill(~valid_XC, -torch.inf)
+    def _drawn(self, runner: BlockRunner, refined: Refined, row_X: Tensor) -> Candidates:
+        """Candidates of all blocks, a part of the logits at a time."""
+        parts = [
+            self.propose(log_p_YSV, refined.fixed_XS[part], refined.token_XS[part], row_X[part], 0)
+            for part, log_p_YSV in _distributions(runner, refined)
+        ]
+        repeated = [p.duplicates_M for p in parts]
+        return Candidates(
+            torch.cat([p.tokens_MCS for p in parts]),
+            torch.cat([p.log_q_MC for p in parts]),
+            torch.cat([p.valid_MC for p in parts]),
+            None if repeated[0] is None else torch.cat([r for r in repeated if r is not None]),
+            parts[0].draws,
+        )
+
+    def log_q_of(
+        self, runner: BlockRunner, refined: Refined, tokens_XCS: Int[Tensor, "X C S"]
+    ) -> Float[Tensor, "X C"]:
+        """log q of any blocks under the chains' distributions, at the proposal's temperature."""
+        parts = []
+        for part, log_p_YSV in _distributions(runner, refined):
+            tempered_YSV = (log_p_YSV / self.proposal.temperature).log_softmax(-1)
+            # [Y, S, C] because every candidate has one token for each place.
+            log_q_YSC = tempered_YSV.gather(-1, tokens_XCS[part].transpose(1, 2))
+            parts.append(log_q_YSC.masked_fill(refined.fixed_XS[part][..., None], 0.0).sum(1))
+        return torch.cat(parts)
 
     def _select_each(
         self,
@@ -272,6 +290,14 @@ class BestOf:
         refined = Refined(chosen_XS, hidden_XSD, fixed_XS, passes_X, confidence_XS, entropy_XS)
         score_RXC = torch.stack(values)
         return refined, Choice(chosen_XS, number_X, found, score_RXC, score_RXC[-1], len(found))
+
+
+def _distributions(runner: BlockRunner, refined: Refined) -> Iterator[tuple[slice, Tensor]]:
+    """[Y, S, V] log-probabilities of some blocks after the others, of every block's last pass."""
+    for start in range(0, len(refined.hidden_XSD), _BLOCKS):
+        part = slice(start, start + _BLOCKS)
+        logits_YSV = runner.logits(refined.hidden_XSD[part])
+        yield part, allowed_log_probabilities(logits_YSV, runner.forbidden_V)
 
 
 def _as_if_said(prediction: Prediction, log_p_XSV: Tensor, token_XS: Tensor) -> Prediction:

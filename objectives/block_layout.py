@@ -47,13 +47,13 @@ class BlockLayout(NamedTuple):
     target_BMS: Tensor
 
     def of_blocks(self, values_BL: Tensor) -> Tensor:
-        """[B, M, S] of something that every token has."""
+        """[B, M, S, ...] of something that every token has."""
         return _taken(values_BL, self.block_BM, self.target_BMS.shape[-1])
 
 
 def _taken(values_BL: Tensor, block_BM: Tensor, size: int) -> Tensor:
-    values_BNS = values_BL.unflatten(1, (-1, size))
-    return values_BNS.gather(1, block_BM[..., None].expand(-1, -1, size))
+    row_B1 = torch.arange(len(block_BM), device=block_BM.device)[:, None]
+    return values_BL.unflatten(1, (-1, size))[row_B1, block_BM]
 
 
 def block_layout(

@@ -115,9 +115,13 @@ def experiment_config(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     places = [*plain.get("paths", {}).values(), plain.get("checkpointing", {}).get("save_dir")]
     roots = sorted((place for place in places if isinstance(place, str)), key=len, reverse=True)
     kept = {k: _placeless(v, roots) for k, v in plain.items() if k not in _NOT_HASHED}
-    # A draft notes the shape that follows from its target; the configuration was the same before.
+    # An algorithm notes the shape that follows from its target; the configuration was the same
+    # before.
     if isinstance(kept.get("algo"), dict):
-        kept["algo"].pop("network", None)
+        for noted in ("network", "backbone"):
+            kept["algo"].pop(noted, None)
+    if isinstance(kept.get("nce"), dict):
+        kept["nce"].pop("trained_with", None)
     return kept
 
 
@@ -196,11 +200,12 @@ def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -
 _SAME_ON_RESUME = (
     "model.length", "model.dropout", "block_size", "algo", "noise", "masking", "training", "optim",
     "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed", "objective",
+    "refine", "bon", "nce", "scorer",
 )  # fmt: skip
 # Without effect on a run that goes on: used at its start, derived, or a default of sampling.
 _FREE_ON_RESUME = (
     "training.from_pretrained", "training.allow_partial", "algo.default_block_size", "algo.T",
-    "algo.attn_backend", "algo.feature_cache",
+    "algo.attn_backend", "algo.feature_cache", "nce.eval_batches",
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from runtime.config import instantiate
 from runtime.devices import chosen_accelerator, world_size
 from runtime.errors import CheckpointError, ConfigError
-from runtime.full_state import check_whole, full_states, step_of
+from runtime.full_state import check_whole, full_states, is_full_state, step_of
+from runtime.validation import is_sharded
 
 if TYPE_CHECKING:
     import lightning as L
@@ -124,9 +125,19 @@ def resume_point(cfg: DictConfig) -> Path | None:
     then there must be one; with false, none.
 
     Raises:
-        ConfigError: a checkpoint was required and there is none.
+        ConfigError: a checkpoint was required and there is none, or the strategy cannot read it.
         CheckpointError: there are full states, and the newest file cannot be compared with them.
     """
+    point = _resume_point(cfg)
+    if point is not None and is_full_state(point) and is_sharded(cfg):
+        raise ConfigError(
+            f"checkpointing.resume_ckpt_path={point}: a sharded trainer.strategy reads no full"
+            " states; allowed: a checkpoint file, or trainer=ddp"
+        )
+    return point
+
+
+def _resume_point(cfg: DictConfig) -> Path | None:
     policy, explicit = cfg.checkpointing.resume_from_ckpt, cfg.checkpointing.resume_ckpt_path
     if explicit is not None:
         return Path(explicit)

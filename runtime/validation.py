@@ -201,17 +201,23 @@ def _check_exists(cfg: DictConfig, path: str, folder: bool = False) -> None:
     raise ConfigError(f"{path}={file}: no such file; allowed: an existing checkpoint, null")
 
 
-def _check_sharding(cfg: DictConfig) -> None:
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether no device keeps whole weights; such a strategy writes checkpoints of its own."""
     strategy = value_of(cfg, "trainer.strategy")
     name = strategy.get("_target_", "") if isinstance(strategy, dict) else str(strategy)
-    sharded = "fsdp" in name.lower() or "modelparallel" in name.lower()
+    return "fsdp" in name.lower() or "modelparallel" in name.lower()
+
+
+def _check_sharding(cfg: DictConfig) -> None:
+    if not is_sharded(cfg):
+        return
     every = value_of(cfg, "checkpointing.full_state_every_n_steps")
-    if sharded and every is not None:
+    if every is not None:
         raise ConfigError(
             f"checkpointing.full_state_every_n_steps={every}: a sharded trainer.strategy writes"
             " checkpoints of its own; allowed: null, or trainer=ddp"
         )
-    if sharded and cfg.training.ema > 0:
+    if cfg.training.ema > 0:
         raise ConfigError(
             f"training.ema={cfg.training.ema}: the moving average needs whole weights on every"
             " device, which a sharded trainer.strategy does not keep; allowed: 0, or trainer=ddp"

@@ -1,7 +1,9 @@
 """Full states of whole runs: N + N steps are 2N, which of them stay, which are resumed from."""
 
 import logging
+import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from runtime.validation import validate
 from tests.runs import ALGORITHMS, call_main, configure, fit, interrupt, last, state, tiny
 from tests.support import compose_config, equal
 from tests.test_bad_input import files_no_larger_than
+from tests.test_training import start_child
 
 EVERY = "checkpointing.full_state_every_n_steps"
 # Two micro-batches per step, validations after 4 and 8, last.ckpt after 3, 6 and 8.
@@ -103,6 +106,28 @@ def test_the_comparison_can_fail(folder, straight, tmp_path, monkeypatch):
     monkeypatch.setattr("callbacks.exact_resume.restore_random_state", lambda state: None)
     fit(folder, tmp_path / "run", *RUNS["mdlm"])
     assert not equal(state(tmp_path / "run"), state(straight("mdlm")))
+
+
+def test_kills_at_any_moment_leave_a_state_that_can_be_resumed(folder, tmp_path):
+    """SIGKILL while a state is written after every step; each time, go on from the newest whole."""
+    overrides = (f"{EVERY}=1", "trainer.max_steps=24", "checkpointing.every_n_steps=100",
+                 "checkpointing.full_state_keep=3")  # fmt: skip
+    fit(folder, tmp_path / "straight", *overrides)
+    draw, reached = random.Random(0), []
+    for _ in range(3):
+        before = set(steps(tmp_path / "run"))
+        process = start_child(fit, folder, tmp_path / "run", *overrides)
+        while process.is_alive() and set(steps(tmp_path / "run")) <= before:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        reached.append(read_checkpoint(states(tmp_path / "run")[-1])["global_step"])
+    assert reached == sorted(set(reached)) and reached[0] > 0 and reached[-1] < 24
+    fit(folder, tmp_path / "run", *overrides)
+    assert steps(tmp_path / "run") == [reached[-1], 22, 23, 24], "the start and the newest three"
+    assert not differing(states(tmp_path / "run")[-1], states(tmp_path / "straight")[-1])
+    assert table(tmp_path / "run") == table(tmp_path / "straight")
 
 
 def test_off_unless_asked_for(folder, tmp_path):
@@ -219,6 +244,15 @@ def test_the_latest_step_is_resumed_from(folder, straight, run_dir):
     shutil.rmtree(run_dir / "checkpoints")
     with pytest.raises(ConfigError, match="resume_from_ckpt=required: no"):
         point(folder, run_dir, "checkpointing.resume_from_ckpt=required")
+
+
+def test_a_sharded_run_cannot_read_one(folder, run_dir):
+    shutil.rmtree(states(run_dir)[-1])
+    (run_dir / "checkpoints" / "last.ckpt").unlink()
+    six = states(run_dir)[-1]
+    for overrides in ((), (f"checkpointing.resume_ckpt_path={six}",)):
+        with pytest.raises(ConfigError, match=f"{six}: a sharded trainer.strategy reads no full"):
+            point(folder, run_dir, "trainer.strategy=fsdp", *overrides)
 
 
 def test_torn_states_are_passed_over_and_counted(folder, run_dir, caplog):

@@ -5,7 +5,7 @@ test and Newcombe's interval for pairs. Where only counts are known, as of publi
 can be paired, and the comparison is the cautious one of two samples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,8 +102,8 @@ def benchmark_table(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun) -> Ben
     if repeated or not runs:
         problem = f"two runs are called {repeated[0]}" if repeated else "no run beside the baseline"
         raise DataError(f"a benchmark table: {problem}")
-    notes: dict[str, None] = {}
     rows = [_row(baseline.name, key, one, None, None) for key, one in baseline.results.items()]
+    notes = _Notes()
     for run in runs:
         if not run.results.keys() & baseline.results.keys():
             raise DataError(
@@ -114,12 +114,30 @@ def benchmark_table(runs: Sequence[BenchmarkRun], baseline: BenchmarkRun) -> Ben
             bar = baseline.results.get(key)
             delta, pairs = (None, None) if bar is None else _delta(run.name, key, one, bar)
             rows.append(_row(run.name, key, one, delta, pairs))
-            if bar is not None:
-                notes |= dict.fromkeys(_differences(f"{run.name}, {key}", one, bar))
+            notes.add(run.name, key, _differences(one, bar) if bar is not None else ())
     for run in every:
         for key, one in run.results.items():
-            notes |= dict.fromkeys(_remarks(f"{run.name}, {key}", one))
-    return BenchmarkTable(rows, baseline.name, list(notes))
+            notes.add(run.name, key, _remarks(one))
+    return BenchmarkTable(rows, baseline.name, notes.lines())
+
+
+class _Notes:
+    """What is to be said of benchmarks of runs; the same of several is said once."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, run: str, benchmark: str, sentences: Iterable[str]) -> None:
+        """Sentences about one benchmark of a run."""
+        for sentence in sentences:
+            self._said.setdefault((run, sentence), []).append(benchmark)
+
+    def lines(self) -> list[str]:
+        """In the order in which they came."""
+        return [
+            f"{run}, {', '.join(names)}: {sentence}"
+            for (run, sentence), names in self._said.items()
+        ]
 
 
 def _row(
@@ -175,11 +193,11 @@ def pair(ours: Mapping[str, Item], theirs: Mapping[str, Item], where: str) -> Pa
 _KINDS = ((True, True), (True, False), (False, True), (False, False))
 
 
-def _differences(where: str, ours: Result, bar: Result) -> Iterator[str]:
+def _differences(ours: Result, bar: Result) -> Iterator[str]:
     """What makes a comparison less than fair."""
     if ours.rows is None or bar.rows is None:
         yield (
-            f"{where}: only counts are known of one side; McNemar's test needs the answers to the"
+            "only counts are known of one side; McNemar's test needs the answers to the"
             " same items on both, so delta, interval and p are those of two unpaired samples"
         )
         return
@@ -187,26 +205,26 @@ def _differences(where: str, ours: Result, bar: Result) -> Iterator[str]:
     if only_ours or only_theirs:
         both = len(ours.rows) - only_ours
         yield (
-            f"{where}: {only_ours} items are only here and {only_theirs} only in the baseline;"
+            f"{only_ours} items are only here and {only_theirs} only in the baseline;"
             f" delta is over the {both} that both have"
         )
     for name in sorted({*ours.settings, *bar.settings}):
         if ours.settings.get(name) != bar.settings.get(name):
             yield (
-                f"{where}: {name} is {ours.settings.get(name)!r} here and"
+                f"{name} is {ours.settings.get(name)!r} here and"
                 f" {bar.settings.get(name)!r} in the baseline"
             )
 
 
-def _remarks(where: str, one: Result) -> Iterator[str]:
+def _remarks(one: Result) -> Iterator[str]:
     """What a reader of the accuracy must know."""
     if one.expected is not None and one.expected != one.items:
-        yield f"{where}: {one.items} items; the complete benchmark has {one.expected}"
+        yield f"{one.items} items; the complete benchmark has {one.expected}"
     if one.rows is None:
         return
     errors = sum(row["error"] is not None for row in one.rows.values())
     if errors:
-        yield f"{where}: {errors} items have no answer and count as wrong"
+        yield f"{errors} items have no answer and count as wrong"
     capped = sum(row["finish"] == "length" for row in one.rows.values())
     if capped:
-        yield f"{where}: {capped} of {one.items} answers were ended by the limit"
+        yield f"{capped} of {one.items} answers were ended by the limit"

@@ -272,6 +272,15 @@ KEYS: tuple[Key, ...] = (
     _integer("mode.shard", 0, **_OPTIONAL, **_NULLABLE),
     _integer("mode.num_shards", 1, **_OPTIONAL, **_NULLABLE),
     # answers of a target
+    Key(
+        "benchmark",
+        lambda v: isinstance(v, dict) and all(isinstance(one, dict) for one in v.values()),
+        "choices of its group, benchmark=NAME or benchmark=[NAME,NAME]",
+        nullable=True,
+        optional=True,
+    ),
+    _text("mode.baseline", **_OPTIONAL),
+    _integer("mode.workers", 1, **_OPTIONAL),
     _number("mode.temperature", "[0, inf)", **_OPTIONAL),
     _number("mode.top_p", "(0, 1]", **_OPTIONAL),
     _integer("mode.top_k", 0, **_OPTIONAL),

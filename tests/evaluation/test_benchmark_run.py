@@ -10,7 +10,7 @@ from decoding.generate import GenerationResult, GenerationSettings
 from evaluation.benchmark import Benchmark
 from evaluation.benchmark_run import Answered, answer_prompts, item_row, score, with_verdict
 from evaluation.statistics import wilson_interval
-from tests.plugins.toy_grader import LastWord, LastWordGrader
+from tests.plugins.toy_benchmark import LastWord, LastWordGrader
 
 
 def prompts(*names, text="ask {}"):

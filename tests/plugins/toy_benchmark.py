@@ -1,8 +1,36 @@
-"""A grader of tests: an answer is right if its last word is the item's."""
+"""A benchmark of a user's own: sums, and a grader that looks at the last word."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from data.chat import Row
+from data.prompt_sets import make_row
+
+
+class Sums:
+    """Sums of two digits.
+
+    Args:
+        count: how many.
+    """
+
+    name = "toy_sums"
+    libraries = ()
+
+    def __init__(self, count: int) -> None:
+        self.count = self.expected = count
+
+    def rows(self) -> Iterator[Row]:
+        """n + 2n."""
+        for n in range(self.count):
+            more = {"answer": str(3 * n)}
+            name = f"{self.name}/{n}"
+            yield make_row(name, self.name, f"{n} + {2 * n}", "{question}", more, name)
+
+    def fingerprint(self) -> Any:
+        """The count."""
+        return {"sums": self.count}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """A folder that looks like One Billion Word and its tools, made from the grammar in seconds.
 
-    python scripts/smoke_data.py FOLDER
+    python scripts/smoke_data.py FOLDER [--corpus-only]
 
 Writes FOLDER/lm1b/{train,test}.jsonl (one sentence per row under "text", capital letter and full
 stop, as LM1B has them once its tokens are joined), FOLDER/tokenizer (a BERT-style WordPiece) and
 FOLDER/stanza (a miniature parser trained on the grammar). The recipes `*_smoke` read it: they run
-the code of the real ones, not their science.
+the code of the real ones, not their science. Those of scripts/refine read the sentences alone.
 """
 
 import argparse
@@ -59,8 +59,13 @@ def main() -> None:
     """Make what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--corpus-only", action="store_true", help="no tokenizer and no parser")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     write_corpus(folder / "lm1b")
+    if arguments.corpus_only:
+        print(f"{folder}: corpus")
+        return
     write_tokenizer(folder / "tokenizer")
     if not (folder / "stanza").is_dir():
         script = str(ROOT / "scripts" / "train_stanza.py")

@@ -40,6 +40,19 @@ NEEDED = {
     },
     "qwen3_0p6b": ["algo=dflash"],
     "qwen3_4b": ["algo=dflash"],
+    "qwen3_4b_base": ["algo=masked_adapt"],
+    **{f"large_scale/{name}": ["algo=masked_adapt"] for name in ("qwen3_4b_6n", "smoke_size")},
+    # FSDP asks for a GPU; all else of these can be checked without one.
+    "large_scale/qwen3_4b_stage1_masked_6n": ["trainer.accelerator=auto"],
+    "large_scale/qwen3_4b_stage2_draft_refine_6n": [
+        "trainer.accelerator=auto",
+        "training.from_pretrained={ckpt}",
+    ],
+    "large_scale/qwen3_4b_stage2_draft_refine_6n_smoke": ["training.from_pretrained={ckpt}"],
+    **{
+        f"large_scale/{path.stem}": ["training.from_pretrained={ckpt}"]
+        for path in CONFIGS.glob("experiment/large_scale/*_stage3_*.yaml")
+    },
     "smollm2": ["algo=dflash"],
     "tiny_causal": ["algo=dflash"],
     "dflash_smoke_size": ["algo=dflash", "checkpointing.keep_every_n_steps=4"],
@@ -49,9 +62,15 @@ NEEDED = {
     "text": ["data.train_path=a.txt", "data.valid_path=b.txt"],
 }
 GROUPS = sorted(
-    (path.parent.name, path.stem)
-    for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "data", "grader")
+    [
+        (path.parent.name, path.stem)
+        for path in CONFIGS.glob("*/*.yaml")
+        if path.parent.name not in ("hydra", "data", "grader")
+    ]
+    + [
+        ("experiment", f"{path.parent.name}/{path.stem}")
+        for path in CONFIGS.glob("experiment/*/*.yaml")
+    ]
 )
 
 

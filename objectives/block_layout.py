@@ -50,6 +50,13 @@ class BlockLayout(NamedTuple):
         """[B, M, S, ...] of something that every token has."""
         return _taken(values_BL, self.block_BM, self.target_BMS.shape[-1])
 
+    @property
+    def written_BN(self) -> Tensor:
+        """Which blocks of the rows are written."""
+        # Padded entries name block 0, which must not undo that it is written itself.
+        counts_BN = torch.zeros_like(self.start_BN)
+        return counts_BN.scatter_add(1, self.block_BM, self.exists_BM.to(counts_BN.dtype)) > 0
+
 
 def _taken(values_BL: Tensor, block_BM: Tensor, size: int) -> Tensor:
     row_B1 = torch.arange(len(block_BM), device=block_BM.device)[:, None]
@@ -75,7 +82,8 @@ def block_layout(
         chosen_BN: if given, only these blocks are kept.
 
     Raises:
-        ValueError: rows that do not consist of blocks, or a document that begins inside of one.
+        ValueError: rows that do not consist of blocks, or a document that begins or ends inside of
+            one.
     """
     length = ids_BL.shape[1]
     if length % block_size:
@@ -83,12 +91,12 @@ def block_layout(
     place_L = torch.arange(length, device=ids_BL.device)
     begins_BL = torch.ones_like(segment_BL, dtype=torch.bool)
     begins_BL[:, 1:] = segment_BL[:, 1:] != segment_BL[:, :-1]
-    begins_BL &= segment_BL != FILL
     if bool((begins_BL & (place_L % block_size != 0)).any()):
         raise ValueError(
-            f"block_size={block_size}: a document begins inside of a block; allowed:"
+            f"block_size={block_size}: a document begins or ends inside of a block; allowed:"
             f" data.align={block_size} (data.join=true)"
         )
+    begins_BL &= segment_BL != FILL
     first_BL = (place_L * begins_BL).cummax(dim=1).values
     stop_N = place_L[::block_size]
     start_BN = first_BL[:, ::block_size]

@@ -60,7 +60,9 @@ def allowed_log_probabilities(
     return precise_PV.masked_fill(forbidden_V, -torch.inf).log_softmax(-1)
 
 
-def injection_rate(tokens_seen: float, start: float, end: float, tokens: float) -> float:
+def injection_rate(
+    tokens_seen: float | int, start: float | int, end: float | int, tokens: float | int
+) -> float:
     """g, the share of BLANKs that begin as the truth: from `start` to `end`, linear in the tokens
     seen by training, and `end` from `tokens` on."""
     progress = min(1.0, tokens_seen / tokens) if tokens > 0 else 1.0

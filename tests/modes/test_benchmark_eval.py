@@ -13,48 +13,23 @@ from decoding.generate import GenerationRequest, GenerationSettings
 from decoding.local import LocalGenerator
 from evaluation.statistics import wilson_interval
 from models.tiny_causal import tiny_causal
-from modes import benchmark_eval, benchmark_table
+from modes import benchmark_eval
 from modes.benchmark_eval import run
 from runtime.errors import ConfigError
 from runtime.run import load_summary
 from runtime.validation import validate
+from tests.benchmark_runs import GYM, TINY, TOY, configured, gym, rows_of
 from tests.decoding.servers import answer_server
 from tests.support import ROOT, command, compose_config, environment
 
 pytest.importorskip("reasoning_gym", reason="needs the package reasoning_gym")
-
-GYM = "benchmark.reasoning_gym"
-# Two tasks of ten stay.
-DROPPED = ("products", "simple_equations", "gsm_symbolic", "leg_counting", "letter_counting",
-           "calendar_arithmetic", "family_relationships", "sentence_reordering")  # fmt: skip
-TOY = "tests.plugins.toy_benchmark.LastWordGrader"
-TINY = ("model=tiny_causal", "model.num_hidden_layers=2", "model.dtype=float64", "trainer=cpu")
-OPTIONS = (
-    "mode=benchmark_eval", f"{GYM}.prompts.held_out_size=6", f"{GYM}.exemplars.train_size=2",
-    *(f"~{GYM}.prompts.tasks.{task}" for task in DROPPED),
-    f"{GYM}.grader={{_target_:{TOY}}}", f"{GYM}.max_new_tokens=20", "mode.batch_size=4",
-)  # fmt: skip
-
-
-def gym(*overrides, which="benchmark=reasoning_gym", model=TINY):
-    return (which, *OPTIONS, *model, *overrides)
-
-
-def configured(folder, *overrides, **options):
-    cfg = compose_config(*gym(*overrides, **options), run_dir=folder)
-    validate(cfg)
-    return cfg
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_rows_are_the_answers_of_the_model_in_the_order_of_the_items(tmp_path, capsys):
     cfg = configured(tmp_path / "run")
     metrics = run(cfg)
     rows = rows_of(tmp_path / "run" / "items.jsonl")
-    assert [row["id"].split("/")[1] for row in rows] == ["chain_sum"] * 6 + ["spell_backward"] * 6
+    assert [row["id"].split("/")[1] for row in rows] == ["chain_sum"] * 6 + ["leg_counting"] * 6
     (task,) = benchmark_eval.tasks_of(cfg).values()
     prompts = task.make_prompts()
     target = tiny_causal(num_hidden_layers=2, dtype="float64")
@@ -311,75 +286,6 @@ def test_wrong_values(tmp_path, bad):
         return
     with pytest.raises(ConfigError, match=key):
         validate(cfg)
-
-
-def table(folder, *overrides):
-    cfg = compose_config("mode=benchmark_table", *overrides, run_dir=folder / "table")
-    validate(cfg)
-    return benchmark_table.run(cfg)
-
-
-def test_a_table_of_two_models(tmp_path, capsys):
-    run(configured(tmp_path / "old"))
-    run(configured(tmp_path / "new", "model.seed=3", "mode.label=fresh"))
-    metrics = table(
-        tmp_path, f"mode.runs='{tmp_path}/[no][el][wd]'", f"mode.baseline={tmp_path}/old"
-    )
-    assert metrics["accuracy/old/reasoning_gym"] == 0.0
-    assert metrics["p/fresh/reasoning_gym"] == 1.0 and "McNemar p" in capsys.readouterr().out
-    found = json.loads((tmp_path / "table" / "benchmark_table.json").read_text())
-    assert [row["run"] for row in found["rows"]] == ["old", "fresh"]
-    assert found["rows"][1]["pairs"] == {
-        "both": 0, "only_first": 0, "only_second": 0, "neither": 12,
-    }  # fmt: skip
-    assert found["rows"][1]["delta"]["p"] == 1.0 and found["rows"][0]["tokens_per_forward"] == 1.0
-    assert (tmp_path / "table" / "benchmark_table.md").is_file()
-    assert (tmp_path / "table" / "benchmark_table.png").is_file()
-    run(configured(tmp_path / "other", f"{GYM}.shots=1"))
-    with pytest.raises(ValueError, match="had another prompt in the baseline"):
-        table(tmp_path, f"mode.runs={tmp_path}/other", f"mode.baseline={tmp_path}/old")
-
-
-def test_a_table_of_published_counts(tmp_path):
-    published = ROOT / "docs" / "published"
-    metrics = table(
-        tmp_path, f"mode.runs=[{published}/qwen3_4b_stage3_nce_step8706.json]",
-        f"mode.baseline={published}/qwen3_4b_stage2_step7335.json", "mode.remarks=[as published]",
-    )  # fmt: skip
-    assert metrics["delta/Stage-3 NCE (K=4, R=1, alpha=0.5)/humaneval"] == pytest.approx(-8 / 164)
-    assert "- as published" in (tmp_path / "table" / "benchmark_table.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", r"a\.json: cannot be read"),
-        ("[]", r"a\.json: no JSON object"),
-        ('{"label": "x", "counts": {}}', r"a\.json: no label or no counts; allowed: \{\"label\""),
-        ('{"counts": {"a": [1, 2]}}', r"a\.json: no label"),
-        ('{"label": "x", "counts": {"a": [3, 2]}}', r"a\.json: a is \[3, 2\]; allowed"),
-        ('{"label": "x", "counts": {"a": [0.5, 2]}}', r"a\.json: a is \[0\.5, 2\]"),
-    ],
-)
-def test_files_that_are_no_counts(tmp_path, content, message):
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        benchmark_table.read_run(tmp_path / "a.json")
-
-
-def test_folders_that_are_no_runs(tmp_path):
-    with pytest.raises(ConfigError, match=r"benchmark\.json: cannot be read \(FileNotFoundError\)"):
-        table(tmp_path, f"mode.runs={tmp_path}", "mode.baseline=nowhere")
-    with pytest.raises(ConfigError, match=r"nothing there beside mode\.baseline"):
-        table(tmp_path, f"mode.runs={tmp_path}", f"mode.baseline={tmp_path}")
-    run(configured(tmp_path / "run", "mode.limit=2"))
-    items = tmp_path / "run" / "items.jsonl"
-    items.write_bytes(items.read_bytes().splitlines(keepends=True)[0])
-    with pytest.raises(ValueError, match=r"1 rows of reasoning_gym, benchmark\.json has another"):
-        benchmark_table.read_run(tmp_path / "run")
-    items.write_text('{"id": "a"}\n')
-    with pytest.raises(ValueError, match=r"items\.jsonl:1: no row of benchmark\.json"):
-        benchmark_table.read_run(tmp_path / "run")
 
 
 def test_a_benchmark_of_ones_own_is_a_module_and_a_yaml(tmp_path, call):

@@ -56,9 +56,9 @@ class PrefixThreshold:
     def __call__(
         self, prediction: Prediction, committed_XS: Bool[Tensor, "X S"], iterations: int
     ) -> Bool[Tensor, "X S"]:
-        """A prefix; given places in it are sure."""
+        """A prefix, in which given places are sure; those behind it stay given."""
         sure_XS = prediction.confidence_P >= self.threshold
-        return (sure_XS | committed_XS).int().cumprod(-1).bool()
+        return committed_XS | (sure_XS | committed_XS).int().cumprod(-1).bool()
 
 
 @dataclass(frozen=True)

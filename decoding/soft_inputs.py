@@ -49,6 +49,11 @@ class SoftInputs(Protocol):
         ...
 
 
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ValueError(f"refine.soft_inputs.top={top}: allowed an integer >= 1")
+
+
 @dataclass(frozen=True)
 class Hard:
     """`none`: nothing between a token and a BLANK."""
@@ -102,8 +107,7 @@ class TopSoft:
     renormalise: bool = True
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"refine.soft_inputs.top={self.top}: allowed an integer >= 1")
+        _check_top(self.top)
 
     def __call__(
         self,
@@ -132,12 +136,18 @@ class SoftMask:
     """`soft_mask`: the more certain a place, the less of it is BLANK.
 
     Its three numbers are learned in the source; here they are settings.
+
+    Raises:
+        ValueError: fewer than one token.
     """
 
     top: int = 3
     scale: float = 1.0
     steep: float = 2.0
     centre: float = -1.0
+
+    def __post_init__(self) -> None:
+        _check_top(self.top)
 
     def __call__(
         self,

@@ -48,7 +48,7 @@ class HumanEvalGrader:
         outcome = run_python(
             complete(prompt, code, name),
             # The prompt brings what the tests call besides the function.
-            tests=f"{prompt}\n{name} = {CANDIDATE}\n{tests}\ncheck({name})\n",
+            tests=f"{tests}\n{prompt}\n{name} = {CANDIDATE}\ncheck({name})\n",
             entry_point=name,
             timeout_s=self.timeout_s,
             memory_mb=self.memory_mb,
@@ -77,8 +77,9 @@ def extract_code(text: str, name: str) -> str | None:
         text is empty.
     """
     blocks = _FENCE.findall(text)
-    # The rest of a body may end with a fence that its prompt began.
-    if blocks and not text.lstrip("\n").startswith(("  ", "\t")):
+    # Code before the first fence ends with one that the prompt began.
+    code_first = text.lstrip("\n").startswith(("  ", "\t")) or _defines(text.split("```")[0], name)
+    if blocks and not code_first:
         defining = [block for block in blocks if _defines(block, name)]
         return (defining or blocks)[-1]
     if _defines(text, name):

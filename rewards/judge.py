@@ -122,7 +122,9 @@ def _exchange(
     line: bytes | None = b""
     try:
         if question is not None:
-            process.stdin.write(json.dumps(question).encode() + b"\n")
+            rest = memoryview(json.dumps(question).encode() + b"\n")
+            while rest:
+                rest = rest[process.stdin.write(rest) :]
         line = read_until(process.stdout.fileno(), time.monotonic() + timeout_s, b"\n")
     except BrokenPipeError:
         pass

@@ -18,6 +18,8 @@ _MARK = "####"
 # Longer ones are no answers, and keep a parser busy.
 _LONGEST_ANSWER, _LONGEST_END = 500, 1000
 _DECORATION = re.compile(r"\s+|\$|\\left|\\right|\\[!,;]")
+# The other two stars of **72**, whose first ones belong to the cue; none of a power.
+_END_OF_BOLD = re.compile(r"(?<=\S)\*\*(?=[\s.,;:]|$)")
 _TEXT = re.compile(r"\\(?:text|mbox)\{([^{}]*)\}")
 
 
@@ -77,7 +79,7 @@ def locate_answer(text: str) -> tuple[str | None, str]:
     if box is not None:
         return box or None, f"\\boxed{{{box}}}"
     mark = first_line(text.rsplit(_MARK, 1)[1]) if _MARK in text else ""
-    line = (mark or first_line(after_cue(text) or "")).replace("**", "").rstrip(" .")
+    line = _END_OF_BOLD.sub("", mark or first_line(after_cue(text) or "")).rstrip(" .")
     return line or None, f"The final answer is {line}"
 
 

@@ -1,5 +1,6 @@
 """reasoning-gym (arXiv:2505.24760): the task itself scores the answer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rewards.extraction import after_cue, boxed, first_line, last_line, tagged
@@ -10,7 +11,7 @@ from rewards.verdict import NO_ANSWER, Item, Verdict, needed
 # Scores lie in [0, 1]; less than this is part of an answer, or only its form.
 LEAST_SCORE = 0.99
 _LONGEST_ANSWER = 4000
-_WRAPPING = " \t\n*`$\"'"
+_MARKS = "*`$\"'"
 
 
 class ReasoningGymGrader:
@@ -18,8 +19,8 @@ class ReasoningGymGrader:
 
     The answer is the last <answer>...</answer>, or else the last \\boxed{...}, or else what follows
     the last "answer is" or "Answer:", or else the last line. It is scored as it stands and without
-    the marks around it (`**4**.`); the better one counts. Tasks that evaluate an answer do so in a
-    walled process.
+    the marks around it, one after the other (`"**4**."`); the best score counts. Tasks that
+    evaluate an answer do so in a walled process.
 
     Args:
         timeout_s: limit in seconds of one score.
@@ -76,5 +77,17 @@ def readings(text: str) -> list[str]:
         rest = after_cue(text)
         # An answer of several lines begins on the next one.
         found = [first_line(rest), rest] if rest else [last_line(text)]
-    bare = [part.strip(_WRAPPING).rstrip(".").strip(_WRAPPING) for part in found]
-    return [part for part in dict.fromkeys([*found, *bare]) if part]
+    return list(dict.fromkeys(peeled for part in found for peeled in _peel(part)))
+
+
+def _peel(text: str) -> Iterator[str]:
+    """A text, and what is left when one kind of marks around it after the other is taken off."""
+    while text:
+        yield text
+        bare = text.removesuffix(".")
+        for mark in _MARKS:
+            if bare == text:
+                bare = text.strip(mark)
+        if bare == text:
+            return
+        text = bare.strip()

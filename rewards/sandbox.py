@@ -176,9 +176,10 @@ def _outcome(
 ) -> Outcome:
     if code is None or code == -signal.SIGXCPU:
         return Outcome(TIMEOUT, f"timed out after {timeout_s:g} s")
+    if report is None and code < 0:
+        names = {known.value: known.name for known in signal.Signals}
+        return Outcome(KILLED, f"killed by {names.get(-code, f'signal {-code}')}")
     if report is None:
-        if code < 0:
-            return Outcome(KILLED, f"killed by {signal.Signals(-code).name}")
         return Outcome(FAILED, f"ended before its end, with exit code {code}")
     status, detail = report[:2]
     if status == REFUSED:

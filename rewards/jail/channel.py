@@ -19,6 +19,7 @@ TIMEOUT: Final = "timeout"
 MEMORY: Final = "memory"
 KILLED: Final = "killed"
 REFUSED: Final = "refused"
+_REPORTED = (PASSED, FAILED, MEMORY, REFUSED)
 # What tests call the function that they test.
 CANDIDATE = "candidate"
 SIZE_BYTES, TOKEN_BYTES = 16, 32
@@ -65,10 +66,15 @@ def read_job(descriptor: int) -> dict[str, Any]:
 
 
 def decode_report(data: bytes, token: bytes) -> list[Any] | None:
-    """A report; None: it is none."""
+    """A report: one of the words above, and what belongs to it; None: it is none."""
     if len(data) > MAX_REPORT or not data.startswith(token):
         return None
-    return json.loads(data[len(token) :])
+    try:
+        report = json.loads(data[len(token) :])
+    except ValueError:
+        return None
+    known = isinstance(report, list) and len(report) > 1 and report[0] in _REPORTED
+    return report if known else None
 
 
 def read_until(descriptor: int, deadline: float, end: bytes | None = None) -> bytes | None:
@@ -126,4 +132,6 @@ def describe(error: BaseException) -> str:
         lines = str(error).splitlines()
     except BaseException:
         lines = []
-    return f"{name}: {lines[0]}"[:_LONGEST_DETAIL] if lines else name
+    text = f"{name}: {lines[0]}" if lines else name
+    # Neither what moves a cursor nor what no file can hold.
+    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_DETAIL])

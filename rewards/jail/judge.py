@@ -71,13 +71,11 @@ def _ask_fork(judge: Any, arguments: dict, timeout_s: float, walls: dict) -> tup
     finally:
         os.close(answers)
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        os.waitpid(child, 0)
     if data is None:
         return TIMEOUT, None
     report = decode_report(data, token)
-    if report is None:
-        return FAILED, f"the judge ended early, with status {os.waitstatus_to_exitcode(status)}"
-    return report[0], report[1]
+    return (FAILED, "the judge ended without an answer") if report is None else tuple(report)
 
 
 def _judge_and_end(channel: Channel, judge: Any, arguments: dict, walls: dict) -> None:

@@ -65,6 +65,8 @@ def run(program: str, tests: str, entry_point: str | None) -> tuple[str, str]:
         sys.modules.update(modules)
         known: dict[str, Any] = {"__builtins__": names, "__name__": "tests"}
         if entry_point is not None:
+            if entry_point not in space:
+                return FAILED, f"the program has no {entry_point}"
             known[CANDIDATE] = plain(space[entry_point])
         exec(compile(tests, _TESTS, "exec", dont_inherit=True), known)
         if threading is not None:

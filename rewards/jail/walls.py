@@ -56,12 +56,12 @@ def put_up(
     Raises:
         OSError: there is no seccomp, or a wall that should be possible is not.
     """
-    apart, counted = _namespaces(network, without)
+    apart, counted = (False, False) if NETWORK in without else _namespaces(network)
     landlock = FILES not in without and calls.landlock_version() > 0
-    mounted = folder and landlock and apart and FOLDER not in without
-    if mounted:
-        _mount_folder()
-    rules = _file_rules(network, mounted) if landlock else None
+    mounted = folder and landlock and apart and FOLDER not in without and _mount_folder()
+    rules = _file_rules(network) if landlock else None
+    if rules is not None and folder:
+        rules.read(os.curdir, write=mounted)
     user = _give_up_rights(readable=landlock, change=USER not in without)
     counted = (counted or user >= _FIRST_USER) and THREADS not in without
     _limit(memory_mb, cpu_s, counted)
@@ -77,14 +77,12 @@ def put_up(
     return [name for name, is_there in there.items() if is_there]
 
 
-def _namespaces(network: bool, without: tuple[str, ...]) -> tuple[bool, bool]:
+def _namespaces(network: bool) -> tuple[bool, bool]:
     """Leave the namespaces of mounts, messages and the network.
 
     Returns:
         Whether it was allowed; whether the processes of this user are counted anew.
     """
-    if NETWORK in without:
-        return False, False
     flags = calls.CLONE_NEWNS | calls.CLONE_NEWIPC | (0 if network else calls.CLONE_NEWNET)
     user, group = os.geteuid(), os.getegid()
     alone = user != 0
@@ -96,7 +94,6 @@ def _namespaces(network: bool, without: tuple[str, ...]) -> tuple[bool, bool]:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{user} {user} 1")
         _write("/proc/self/gid_map", f"{group} {group} 1")
-    calls.mount(None, "/", calls.MS_REC | calls.MS_PRIVATE)
     return True, alone
 
 
@@ -105,20 +102,25 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _mount_folder() -> None:
-    """Memory as the current folder, gone with the process."""
+def _mount_folder() -> bool:
+    """Memory as the current folder, gone with the process; containers may forbid it."""
     flags = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
     here = os.getcwd()
-    calls.mount("tmpfs", here, flags, f"size={FOLDER_MB}m,nr_inodes=1024,mode=1777")
+    try:
+        # Or the parent would see it, too.
+        calls.mount(None, "/", calls.MS_REC | calls.MS_PRIVATE)
+        calls.mount("tmpfs", here, flags, f"size={FOLDER_MB}m,nr_inodes=1024,mode=1777")
+    except OSError:
+        return False
     os.chdir(here)
+    return True
 
 
-def _file_rules(network: bool, write_here: bool) -> calls.FileRules:
+def _file_rules(network: bool) -> calls.FileRules:
     rules = calls.FileRules(network)
     for path in {*_READABLE, *_python()}:
         rules.read(path)
     rules.read(os.devnull, write=True)
-    rules.read(os.curdir, write=write_here)
     return rules
 
 

@@ -72,10 +72,11 @@ def write_full_state(checkpoint: Mapping[str, Any], folder: Path) -> None:
     missing = [key for key in _NEEDED if key not in checkpoint]
     if missing:
         raise CheckpointError(f"{folder}: no {', '.join(missing)} to save; that is no full state")
-    rest = {"eval_batches": [], "random_states": [], **checkpoint}
+    rest = {"eval_batches": [], "ema": None, "random_states": [], **checkpoint}
+    parts = {name: rest.pop(key) for name, (key, _) in _PARTS.items()}
+    if parts[_AVERAGE] is None:
+        del parts[_AVERAGE]
     states = rest.pop("random_states")
-    average = {_AVERAGE} if rest.get("ema") is not None else set()
-    parts = {name: rest.pop(_PARTS[name][0]) for name in _PARTS if name in _files(0) | average}
     parts |= {_rank_file(rank): state for rank, state in enumerate(states)}
     parts = {name: compact(content) for name, content in {**parts, _REST: rest}.items()}
     facts = {
@@ -130,7 +131,7 @@ def _odd(folder: Path, meta: Mapping[str, Any]) -> list[str]:
 
 
 def read_full_state(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The checkpoint that was written, with `eval_batches` (a list, empty if it had none).
+    """The checkpoint that was written, with `eval_batches` and `ema` ([] and None if it had none).
 
     Args:
         folder: a full state, under any name.
@@ -148,7 +149,7 @@ def read_full_state(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
             raise CheckpointError(f"{folder / name}: holds {found}; allowed: {kind.__name__}")
         return content
 
-    content = part(_REST, dict)
+    content = {**part(_REST, dict), "ema": None}
     for name, (key, kind) in _PARTS.items():
         if name in meta["files"]:
             content[key] = part(name, kind)

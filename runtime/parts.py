@@ -5,6 +5,7 @@ into a hidden folder beside the place, flushed to the disk and renamed, so that 
 leaves no folder or the whole one.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -214,5 +215,9 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know this for files only.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -14,6 +14,7 @@ import pytest
 
 from rewards.sandbox import Outcome, find_walls, run_python
 from tests.support import ROOT
+from tests.test_layering import imported
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only")
 
@@ -254,3 +255,33 @@ def test_a_system_without_seccomp_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ValueError, match="on Linux only; this is darwin"):
         run_python("")
+
+
+def test_a_program_dies_with_the_process_that_started_it(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from rewards.sandbox import run_python;"
+        " run_python(''); print('ready', flush=True);"
+        " run_python('import time\\ntime.sleep(99)', timeout_s=99)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    with parent.stdout as pipe:
+        assert pipe.readline() == b"ready\n"
+    while not (children := psutil.Process(parent.pid).children()):
+        time.sleep(0.01)
+    # Until it has put up its walls nothing binds it to its parent.
+    while children[0].uids().real == os.getuid() == 0:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_what_runs_inside_needs_no_packages():
+    files = [*(ROOT / "rewards" / "jail").glob("*.py"), ROOT / "rewards" / "__init__.py"]
+    names = {name for file in files for name in imported(file.relative_to(ROOT))}
+    assert names <= {"rewards", *sys.stdlib_module_names}

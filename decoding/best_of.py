@@ -48,6 +48,7 @@ class Round(NamedTuple):
         hidden_XCSD: what the backbone makes of them.
         repeated_X: candidates that repeated another one, of `draws`.
         draws: how many there were.
+        new_X: blocks whose round this is; the others had ended, and show their last one. None: all.
     """
 
     tokens_XCS: Tensor
@@ -56,6 +57,13 @@ class Round(NamedTuple):
     hidden_XCSD: Tensor
     repeated_X: Tensor
     draws: int
+    new_X: Tensor | None = None
+
+    def of(self, new_X: Bool[Tensor, " X"], before: "Round") -> "Round":
+        """This round for the blocks that were still running, `before` for the finished ones."""
+        mine, old = (part[:5] for part in (self, before))
+        parts = (chosen(new_X, a, b) for a, b in zip(mine, old, strict=True))
+        return Round(*parts, draws=self.draws, new_X=new_X)
 
 
 @runtime_checkable
@@ -164,8 +172,9 @@ class BestOf:
         drawn = self._drawn(runner, refined, row_X)
         tokens_XCS, valid_XC, log_q_XC = drawn.tokens_MCS, drawn.valid_MC, drawn.log_q_MC
         swapped_XCS = tokens_XCS != refined.token_XS[:, None]
-        held_XCS = swapped_XCS | refined.fixed_XS[:, None]
-        held_XCS[:, 0] = True
+        # The greedy candidate, first or not there at all, has nothing that was swapped.
+        greedy_XC1 = ~swapped_XCS.any(-1, keepdim=True)
+        held_XCS = swapped_XCS | refined.fixed_XS[:, None] | greedy_XC1
         repeated_X = drawn.duplicates_M
         if repeated_X is None:
             repeated_X = torch.zeros_like(row_X)
@@ -177,7 +186,7 @@ class BestOf:
                 return
             said_XCS = predict_places(runner, hidden_XCSD.flatten(0, 1)).token_P
             tokens_XCS = tokens_XCS.where(held_XCS, said_XCS.view(tokens_XCS.shape))
-            again_XC = repeats(tokens_XCS)
+            again_XC = repeats(tokens_XCS, valid_XC)
             repeated_X, draws = (again_XC & valid_XC).sum(-1), tokens_XCS.shape[1]
             valid_XC = valid_XC & ~again_XC
             log_q_XC = self.log_q_of(runner, refined, tokens_XCS)
@@ -269,6 +278,9 @@ class BestOf:
                 drawn.tokens_MCS, drawn.log_q_MC, drawn.valid_MC, seen_XCSD, repeated_X, drawn.draws
             )
             score_XC = scores(seen_XCSD, drawn.tokens_MCS, ~given_XS)
+            if found:
+                here = here.of(running_X, found[-1])
+                score_XC = chosen(running_X, score_XC, values[-1])
             won_X = self.winner(here, score_XC, row_X)
             won_XS = taken(drawn.tokens_MCS, won_X)
             prediction = _as_if_said(
@@ -311,7 +323,7 @@ def taken(tokens_XCS: Int[Tensor, "X C S"], number_X: Int[Tensor, " X"]) -> Int[
     return tokens_XCS[torch.arange(len(number_X), device=number_X.device), number_X]
 
 
-def repeats(tokens_XCS: Int[Tensor, "X C S"]) -> Bool[Tensor, "X C"]:
-    """Whether a candidate is equal to one before it."""
+def repeats(tokens_XCS: Int[Tensor, "X C S"], valid_XC: Bool[Tensor, "X C"]) -> Bool[Tensor, "X C"]:
+    """Whether a candidate is equal to one before it that is valid."""
     equal_XCC = (tokens_XCS[:, :, None] == tokens_XCS[:, None]).all(-1)
-    return equal_XCC.tril(diagonal=-1).any(-1)
+    return (equal_XCC & valid_XC[:, None]).tril(diagonal=-1).any(-1)

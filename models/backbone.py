@@ -129,7 +129,8 @@ class Backbone(nn.Module):
         attn_backend: auto, math, sdpa or flex.
 
     Raises:
-        ValueError: a model that does not attend so, or a BLANK that it has no embedding for.
+        ValueError: a model that does not attend so, or a BLANK or tokens that it has no embedding
+            for.
     """
 
     def __init__(
@@ -149,6 +150,11 @@ class Backbone(nn.Module):
         vocab = len(self.table_VD)
         if not 0 <= blank_id < vocab:
             raise ValueError(f"model.mask_token={blank_id}: allowed an id below {vocab}")
+        if known_ids > vocab:
+            raise ValueError(
+                f"model {name}: {vocab} embeddings for a tokenizer of {known_ids} ids; allowed:"
+                " its own tokenizer (data.tokenizer_name_or_path=target)"
+            )
         self.checkpoints = False
         # What the network writes would not be text.
         forbidden_V = torch.arange(vocab) >= known_ids

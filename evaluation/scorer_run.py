@@ -1,0 +1,146 @@
+"""From batches of held-out text to scored candidates, and the probe for a leak.
+
+Legend: B rows, M blocks of a row, X blocks, C candidates, R rounds, S places, D features.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decoding.best_of import BestOf, Round, taken
+from decoding.block_reader import BlockReader
+from decoding.chain import Refined
+from evaluation.scorer import ScoredBlocks
+from evaluation.scorer_quality import LeakProbe, leak_probe
+from objectives.block_layout import BlockLayout
+from objectives.keyed import keyed_uniform
+from objectives.refinement import token_errors
+
+_PROBE = 0x11  # stream of keyed numbers
+
+
+class Scorer(Protocol):
+    """What is measured: a trained scorer with its backbone (`scorer.CandidateScorer`)."""
+
+    best_of: BestOf
+    block_size: int
+    seed: int
+
+    def layout(self, batch: dict[str, Any], chosen_BN: Tensor | None = None) -> BlockLayout:
+        """The blocks of a batch."""
+        ...
+
+    def candidates(
+        self, batch: dict[str, Any], layout: BlockLayout, best_of: BestOf
+    ) -> tuple[BlockReader, Refined, list[Round]]:
+        """The greedy chain of every block behind the true past, and its candidates by round."""
+        ...
+
+    def reader(self, batch: dict[str, Any], only_keys: bool = True) -> BlockReader:
+        """The clean pass over a batch."""
+        ...
+
+    def scores(self, hidden_XCSD: Tensor, tokens_XCS: Tensor, written_XS: Tensor) -> Tensor:
+        """[X, C] gamma s."""
+        ...
+
+
+@torch.no_grad()
+def scored_blocks(scorer: Scorer, batches: Iterable[dict[str, Any]]) -> ScoredBlocks:
+    """Candidates of every block behind its true past, as decoding proposes and scores them."""
+    parts = [_scored(scorer, {**batch, "layout": scorer.layout(batch)}) for batch in batches]
+    # Rounds of `select_each` end with the last block of a batch; all batches have the first ones.
+    rounds = min(len(part["score_RMC"]) for part in parts)
+    joined = {
+        name: np.concatenate([part[name][:rounds] for part in parts], 1)
+        if "_R" in name
+        else np.concatenate([part[name] for part in parts])
+        for name in parts[0]
+    }
+    return ScoredBlocks(**joined)
+
+
+def _scored(scorer: Scorer, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    layout: BlockLayout = batch["layout"]
+    best_of = scorer.best_of
+    reader, refined, rounds = scorer.candidates(batch, layout, best_of)
+    written_XS = layout.predict_BMS.flatten(0, 1)
+    target_XS = layout.target_BMS.flatten(0, 1)
+    exists_X = layout.exists_BM.flatten()
+    assert reader.clean_BLD is not None, "the clean pass was made to its end"
+    truth_X1SD = layout.of_blocks(reader.clean_BLD).flatten(0, 1)[:, None]
+    truth_X = scorer.scores(truth_X1SD, target_XS[:, None], written_XS)[:, 0]
+    score_RXC = torch.stack(
+        [scorer.scores(r.hidden_XCSD, r.tokens_XCS, written_XS) for r in rounds]
+    )
+    last = rounds[-1]
+    errors_XC = token_errors(last.tokens_XCS, target_XS[:, None], written_XS[:, None])
+    entropy_X = (refined.entropy_XS * written_XS).sum(-1) / written_XS.sum(-1).clamp(min=1)
+    row_X = batch["index"][:, None].expand_as(layout.block_BM).flatten()
+    columns = {
+        "log_q_MC": last.log_q_XC, "score_MC": best_of.aggregate(score_RXC),
+        "errors_MC": errors_XC, "valid_MC": last.valid_XC, "entropy_M": entropy_X,
+        "group_M": row_X, "truth_score_M": truth_X,
+    }  # fmt: skip
+    arrays = {name: _array(column[exists_X]) for name, column in columns.items()}
+    # The truth does not change between rounds, as its tokens do not.
+    arrays["score_RMC"] = _array(score_RXC[:, exists_X])
+    arrays["truth_score_RM"] = np.repeat(arrays["truth_score_M"][None], len(rounds), 0)
+    return arrays
+
+
+def _array(column: Tensor) -> np.ndarray:
+    wanted = column.double() if column.is_floating_point() else column
+    return wanted.cpu().numpy()
+
+
+@torch.no_grad()
+def probe_leak(scorer: Scorer, batches: Iterable[dict[str, Any]]) -> LeakProbe:
+    """Whether the scorer knows a slot by how it was read instead of by what it holds.
+
+    In one block of every row a candidate, drawn among all of its set, takes the place of the truth:
+    it is read as clean text, where training reads the truth, and the others as candidates. It may
+    come first in 1 of n cases.
+    """
+    scores, valid = zip(*(_probed(scorer, batch) for batch in batches), strict=True)
+    return leak_probe(np.concatenate(scores), np.concatenate(valid))
+
+
+def _probed(scorer: Scorer, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and existence of slots [B, 1 + C] of one block of every row."""
+    whole = scorer.layout(batch)
+    blocks = batch["input_ids"].shape[1] // scorer.block_size
+    uniform_BK = keyed_uniform((scorer.seed, _PROBE), batch["index"].cpu(), blocks + 1)
+    uniform_BK = uniform_BK.to(batch["input_ids"].device)
+    written_BN = torch.zeros_like(uniform_BK[:, 1:], dtype=torch.bool)
+    written_BN.scatter_(1, whole.block_BM, whole.exists_BM)
+    # 1. one block of every row
+    order_BN = uniform_BK[:, 1:].masked_fill(~written_BN, 2.0).argsort(1).argsort(1)
+    layout = scorer.layout(batch, order_BN == 0)
+    keep_B = layout.exists_BM[:, 0]
+    batch = {**batch, "layout": layout}
+    _, _, rounds = scorer.candidates(batch, layout, scorer.best_of)
+    found, first = rounds[0], slice(0, layout.block_BM.numel(), layout.block_BM.shape[1])
+    tokens_BCS, valid_BC = found.tokens_XCS[first], found.valid_XC[first]
+    # 2. one of its candidates, each as likely as any other
+    number_B = (uniform_BK[:, 0] * valid_BC.sum(-1)).long()
+    moved_BS = taken(tokens_BCS, number_B)
+    # 3. read where the truth stands in training
+    ids_BL = batch["input_ids"].clone()
+    place_BS = layout.block_BM[:, :1] * scorer.block_size
+    place_BS = place_BS + torch.arange(scorer.block_size, device=place_BS.device)
+    ids_BL.scatter_(1, place_BS, moved_BS)
+    reader = scorer.reader({**batch, "input_ids": ids_BL}, only_keys=False)
+    assert reader.clean_BLD is not None, "the clean pass was made to its end"
+    clean_BSD = layout.of_blocks(reader.clean_BLD)[:, 0]
+    written_BS = layout.predict_BMS[:, 0]
+    score_B1 = scorer.scores(clean_BSD[:, None], moved_BS[:, None], written_BS)
+    score_BC = scorer.scores(found.hidden_XCSD[first], tokens_BCS, written_BS)
+    # Its own slot is empty now.
+    others_BC = valid_BC.scatter(1, number_B[:, None], False)
+    score_BJ = torch.cat([score_B1, score_BC], 1)[keep_B]
+    valid_BJ = torch.cat([torch.ones_like(others_BC[:, :1]), others_BC], 1)[keep_B]
+    return _array(score_BJ), valid_BJ.cpu().numpy()

@@ -1,0 +1,122 @@
+"""mode=scorer_eval: what a candidate scorer is worth, before any benchmark is run with it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.grouped import Groups
+from evaluation.scorer import ALPHAS, ScoredBlocks, selection
+from evaluation.scorer_evaluation import ScorerEvaluation, evaluate, metrics_of
+from evaluation.scorer_quality import LeakProbe
+from evaluation.scorer_report import terminal_text, write_report
+from evaluation.scorer_run import probe_leak, scored_blocks
+from objectives.pairing import additive_weight
+from opening import evaluation_data, open_checkpoint
+from runtime.checkpoint import provenance
+from runtime.errors import ConfigError
+from runtime.overrides import overridden_keys
+from runtime.run import write_config, write_provenance
+from scorer import CandidateScorer
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Score the candidates of held-out blocks behind their true past.
+
+    The blocks are those that the checkpoint keeps (`mode.blocks=checkpoint`), or those of
+    `eval.split` (`mode.blocks=data`). Writes blocks.jsonl, scorer.md and two plots.
+
+    Returns:
+        oracle, greedy, bon, gain and the rest of `evaluation.scorer_evaluation.metrics_of` with the
+        alpha of `bon.alpha`; `tuned/alpha`, the best of the sweep on the rows of even number, with
+        its gain on the odd ones (`tuned/gain`, `_low`, `_high`); `leak/...` of the probe.
+
+    Raises:
+        ConfigError: a checkpoint without a scorer, or without blocks.
+    """
+    model, cfg = open_checkpoint(cfg)
+    if not isinstance(model, CandidateScorer):
+        raise ConfigError(
+            f"eval.checkpoint_path={cfg.eval.checkpoint_path}: holds algo={cfg.algo.name}, which"
+            " scores no candidates; allowed: a checkpoint of algo=nce"
+        )
+    batches, fingerprint = _batches(cfg, model)
+    blocks = scored_blocks(model, tqdm(batches, desc="candidates", unit="batch"))
+    alpha = additive_weight(cfg.bon.alpha, cfg.bon.form)
+    found = evaluate(blocks, alpha)
+    leak = probe_leak(model, tqdm(batches, desc="leak probe", unit="batch"))
+    run_dir = Path(cfg.paths.run_dir)
+    write_config(run_dir, cfg)
+    title = f"{cfg.model.name}: {blocks.valid_MC.shape[0]} blocks"
+    write_report(run_dir, title, blocks, found)
+    write_provenance(run_dir, provenance(cfg, fingerprint))
+    metrics = metrics_of(found) | tuned(blocks) | leak_metrics(leak)
+    (run_dir / "scorer.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(terminal_text(found))
+    print(_closing(found, metrics, leak))
+    return metrics
+
+
+def _batches(cfg: DictConfig, model: CandidateScorer) -> tuple[list[dict[str, Tensor]], str | None]:
+    """Batches of text, and the identity of the data they are from."""
+    if cfg.mode.blocks == "checkpoint":
+        if not model.eval_batches:
+            raise ConfigError(
+                f"mode.blocks=checkpoint: {cfg.eval.checkpoint_path} keeps none (nce.eval_batches);"
+                " allowed: mode.blocks=data"
+            )
+        return model.eval_batches, model.data_fingerprint
+    named = "data.tokenizer_name_or_path" in overridden_keys()
+    data = evaluation_data(cfg, model.tokenizer, named=named)
+    loader = data.eval_loader(cfg.eval.split, cfg.eval.limit_rows, rank=0, world=1)
+    return list(loader), data.fingerprint
+
+
+def tuned(blocks: ScoredBlocks) -> dict[str, float]:
+    """The alpha with the largest gain on rows of even number, and its gain on the odd ones.
+
+    Empty if one of the two halves has no block.
+    """
+    even_M = blocks.group_M % 2 == 0
+    if even_M.all() or not even_M.any():
+        return {}
+    tune, held_out = blocks.among(even_M), blocks.among(~even_M)
+    seen = Groups(tune.group_M)
+    gains = {a: selection(tune, a, seen).gain.value for a in ALPHAS if math.isfinite(a)}
+    best = max(gains, key=lambda alpha: gains[alpha] or 0.0)
+    gain = selection(held_out, best, Groups(held_out.group_M)).gain
+    found = {
+        "tuned/alpha": best, "tuned/gain_seen": gains[best], "tuned/gain": gain.value,
+        "tuned/gain_low": gain.low, "tuned/gain_high": gain.high,
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def leak_metrics(leak: LeakProbe) -> dict[str, float]:
+    """The probe as numbers."""
+    return {
+        "leak/rate": leak.rate, "leak/low": leak.interval.low,
+        "leak/high": leak.interval.high, "leak/chance": leak.chance, "leak/sets": leak.sets,
+        "leak/at_chance": float(leak.at_chance),
+    }  # fmt: skip
+
+
+def _closing(found: ScorerEvaluation, metrics: dict[str, Any], leak: LeakProbe) -> str:
+    verdict = "ships" if found.gate.ships else "does not ship: its gain may be nothing"
+    lines = [
+        f"the scorer {verdict}",
+        f"leak probe: {leak.rate:.3f} [{leak.interval.low:.3f}, {leak.interval.high:.3f}] of"
+        f" {leak.sets} sets, chance {leak.chance:.3f}"
+        f"{'' if leak.at_chance else ': THE SCORER KNOWS A SLOT BY HOW IT WAS READ'}",
+    ]
+    if "tuned/alpha" in metrics:
+        lines.append(
+            f"alpha={metrics['tuned/alpha']:g} was best on even rows; gain on odd ones"
+            f" {metrics['tuned/gain']:+.4f} [{metrics.get('tuned/gain_low', math.nan):+.4f},"
+            f" {metrics.get('tuned/gain_high', math.nan):+.4f}]"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,231 @@
+"""From an autoregressive model to best-of-n block diffusion, offline, and what every step is worth.
+
+    python scripts/refine/journey.py [--out FOLDER] [--jobs N] [--size small|smoke]
+        [--until drafts|scorers|tables] [override ...]
+
+A tiny causal model on tasks of reasoning-gym whose answers can be checked. The stages, each a run
+of main.py:
+
+    prompts    training prompts with their answers; held-out ones are only used by the benchmark
+    ar         the autoregressive model (algo=sft_raw)
+    masked     stage 1: masked block diffusion from it (algo=masked_adapt)
+    control    masked_adapt again from stage 1, for as many tokens as stage 2
+    refined    stage 2: draft and refine from stage 1 (algo=draft_refine)
+    nce        stage 3: scorers on the frozen stage 2: beam_perround, beam_lastround, temp07
+    scorer     mode=scorer_eval of each, with the alpha that was best on half of the rows
+    plateau    the same scorer with a fixed scale, one in bf16, and copies of the truth not masked
+    benchmark  ar, control, refined, and best of 4 with every scorer, on held-out prompts
+    table      refined is the baseline
+
+A finished stage is not run again, so the command goes on where it was broken off. Writes
+FOLDER/table/benchmark_table.md, .json, .png and FOLDER/plateau.png, a path without commas and
+spaces. Overrides hold for every training.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from scripts.refine.plateau import plot_plateau  # noqa: E402
+from scripts.stages import stage  # noqa: E402
+
+TASKS = (
+    "{chain_sum:{min_terms:2,max_terms:3,min_digits:1,max_digits:2},"
+    "basic_arithmetic:{min_terms:2,max_terms:3,min_digits:1,max_digits:2},"
+    "spell_backward:{min_word_len:3,max_word_len:7}}"
+)
+
+
+class Size(NamedTuple):
+    """How much of everything.
+
+    train, held_out: prompts per task. model: overrides. steps: of ar, masked, refined (and
+    control), and of a scorer. validate: steps between validations.
+    """
+
+    train: int
+    held_out: int
+    model: tuple[str, ...]
+    steps: tuple[int, int, int, int]
+    validate: int
+
+
+SIZES = {
+    "small": Size(
+        12_000, 400,
+        ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
+        (2400, 600, 600, 400), 200,
+    ),
+    "smoke": Size(
+        40, 4, ("model.hidden_size=32", "model.num_hidden_layers=2", "+model.init_std=0.02"),
+        (4, 4, 4, 4), 2,
+    ),
+}  # fmt: skip
+# How candidates are proposed and scored, by the names of the published variants.
+SCORERS = {
+    "beam_perround": ("bon.score_agg=perround", "bon.rounds=2"),
+    "beam_lastround": ("bon.score_agg=lastround", "bon.rounds=2"),
+    "temp07": (
+        "bon/proposal=softmax_sampling", "bon.proposal.temperature=0.7", "bon.score_agg=perround",
+        "bon.rounds=1",
+    ),
+}  # fmt: skip
+# What the plateau is made of; the cure is beam_lastround itself.
+PLATEAU = {
+    "fixed": ("scorer.scale.mode=fixed",),
+    "bf16": ("scorer.scale.dtype=bfloat16", "scorer.scale.lr_mult=1"),
+    "fixed, copies": ("scorer.scale.mode=fixed", "nce.dedup=false"),
+    "fp32, copies": ("nce.dedup=false",),
+}
+
+
+class Journey:
+    """The stages below one folder."""
+
+    def __init__(self, out: Path, size: Size, jobs: int, overrides: Sequence[str]) -> None:
+        self.out, self.size, self.jobs, self.overrides = out, size, jobs, overrides
+
+    def run(self, name: str, *overrides: str) -> dict:
+        """One stage, by the name of its folder."""
+        print(f"{name} ...", flush=True)
+        metrics = stage(self.out / name, *overrides)
+        shown = {key: value for key, value in metrics.items() if key.count("/") < 2}
+        print(f"{name}: {dict(list(shown.items())[:12])}", flush=True)
+        return metrics
+
+    def together(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Several stages, `jobs` at a time."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for done in [pool.submit(call) for call in calls]:
+                done.result()
+
+    def prompts(self) -> None:
+        """Training prompts, and the rows that training reads: with their answers."""
+        self.run(
+            "prompts", "mode=prompts", "prompts=reasoning_gym", "prompts.template='{question}'",
+            f"prompts.train_size={self.size.train}", f"prompts.held_out_size={self.size.held_out}",
+            "~prompts.tasks", f"+prompts.tasks={TASKS}",
+        )  # fmt: skip
+        answered = self.out / "prompts" / "answered.jsonl"
+        if not answered.is_file():
+            rows = map(json.loads, (self.out / "prompts" / "rows.jsonl").open())
+            lines = [
+                json.dumps(row | {"response": str(row["answer"]), "finish": "stop"}) + "\n"
+                for row in rows
+            ]
+            answered.write_text("".join(lines))
+
+    def train(self, name: str, steps: int, before: str | None, *overrides: str) -> None:
+        """A training from the best weights of another one."""
+        start = [] if before is None else [f"training.from_pretrained={self.checkpoint(before)}"]
+        self.run(
+            name, "model=tiny_causal", *self.size.model, "model.length=256", "data=chat",
+            f"data.files={self.out}/prompts/answered.jsonl", "data.valid_fraction=0.02",
+            "data.thinking=true", "training.ema=0", "loader.global_batch_size=16", "trainer=cpu",
+            "optim.beta2=0.95", "lr_scheduler=cosine_warmup",
+            f"lr_scheduler.warmup_steps={max(1, steps // 20)}", f"trainer.max_steps={steps}",
+            f"trainer.val_check_interval={self.size.validate}", *start, *overrides,
+            *self.overrides,
+        )  # fmt: skip
+
+    def checkpoint(self, name: str) -> Path:
+        """The weights of a training that are gone on from and measured."""
+        return self.out / name / "checkpoints" / "best.ckpt"
+
+    def drafts(self) -> None:
+        """The autoregressive model, stage 1, stage 2 and its control."""
+        ar, masked, refined, _ = self.size.steps
+        self.train("ar", ar, None, "algo=sft_raw", "optim.lr=2e-3")
+        blocks = ("data.align=4", "block_size=4", "optim.lr=1e-3")
+        stage_1 = ("algo=masked_adapt", "training.resample=true", "training.sampling_eps_min=0.25")
+        self.train("masked", masked, "ar", *stage_1, *blocks)
+        tokens = refined * 16 * 256
+        stage_2 = ("algo=draft_refine", f"algo.injection.tokens={tokens // 2}")
+        self.together(
+            [
+                lambda: self.train("control", refined, "masked", *stage_1, *blocks),
+                lambda: self.train("refined", refined, "masked", *stage_2, *blocks),
+            ]
+        )
+
+    def scorers(self) -> None:
+        """Three scorers, and what the last-round one would have been with other scales."""
+        runs = {f"nce/{name}": options for name, options in SCORERS.items()}
+        for name, options in PLATEAU.items():
+            runs[f"nce/{_folder(name)}"] = (*SCORERS["beam_lastround"], *options)
+        self.together([self._scorer(name, options) for name, options in runs.items()])
+        curves = {"fp32 (the default)": self.out / "nce" / "beam_lastround" / "metrics.csv"}
+        curves |= {name: self.out / "nce" / _folder(name) / "metrics.csv" for name in PLATEAU}
+        plot_plateau(self.out / "plateau.png", curves)
+
+    def _scorer(self, name: str, options: Sequence[str]) -> Callable[[], None]:
+        blocks = ("data.align=4", "block_size=4", "optim.lr=3e-4", "algo=nce")
+        return lambda: self.train(name, self.size.steps[3], "refined", *blocks, *options)
+
+    def measured(self) -> None:
+        """Every scorer on held-out blocks; the benchmark with the alpha that suits it."""
+        alphas = {}
+        for name in SCORERS:
+            found = self.run(
+                f"scorer/{name}", "mode=scorer_eval", "mode.blocks=data",
+                f"eval.checkpoint_path={self.checkpoint(f'nce/{name}')}",
+            )  # fmt: skip
+            alphas[name] = found["tuned/alpha"]
+        runs: dict[str, tuple[Path, tuple[str, ...]]] = {
+            name: (self.checkpoint(name), ()) for name in ("ar", "control", "refined")
+        }
+        for name, alpha in alphas.items():
+            runs[f"best_of_4_{name}"] = (self.checkpoint(f"nce/{name}"), (f"bon.alpha={alpha}",))
+        self.together([self._benchmark(name, *asked) for name, asked in runs.items()])
+        folders = ",".join(str(self.out / "benchmark" / name) for name in runs)
+        self.run(
+            "table", "mode=benchmark_table", f"mode.runs=[{folders}]",
+            f"mode.baseline={self.out / 'benchmark' / 'refined'}",
+        )  # fmt: skip
+
+    def _benchmark(self, name: str, checkpoint: Path, options: Sequence[str]) -> Callable[[], dict]:
+        gym = "benchmark.reasoning_gym"
+        return lambda: self.run(
+            f"benchmark/{name}", "mode=benchmark_eval", "benchmark=reasoning_gym",
+            f"eval.checkpoint_path={checkpoint}", f"mode.label={name}", "mode.thinking=true",
+            "mode.workers=1", "trainer=cpu", f"{gym}.format=chat", f"{gym}.shots=0",
+            f"{gym}.prompts.template='{{question}}'", f"{gym}.max_new_tokens=16",
+            f"{gym}.prompts.train_size={self.size.train}",
+            f"{gym}.prompts.held_out_size={self.size.held_out}",
+            f"~{gym}.prompts.tasks", f"+{gym}.prompts.tasks={TASKS}", *options,
+        )  # fmt: skip
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "_")
+
+
+def main() -> None:
+    """Run what is not done yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/refine_journey"))
+    parser.add_argument("--jobs", type=int, default=1, help="stages at a time where they can be")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--until", choices=("drafts", "scorers", "tables"), default="tables")
+    parser.add_argument("overrides", nargs="*", help="of every training")
+    options = parser.parse_args()
+    journey = Journey(options.out.resolve(), SIZES[options.size], options.jobs, options.overrides)
+    journey.prompts()
+    journey.drafts()
+    if options.until != "drafts":
+        journey.scorers()
+    if options.until == "tables":
+        journey.measured()
+
+
+if __name__ == "__main__":
+    main()

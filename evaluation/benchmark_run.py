@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from data.errors import DataError
@@ -67,6 +67,7 @@ class Score:
         nfe: mean forward passes per answer, of those that were counted; None if none was.
         tokens_per_forward: tokens over passes, of the same answers.
         tokens_per_s: of what was answered in this run; None if nothing was.
+        work: means per answer of whatever else was counted, by name.
     """
 
     items: int
@@ -82,6 +83,7 @@ class Score:
     nfe: float | None = None
     tokens_per_forward: float | None = None
     tokens_per_s: float | None = None
+    work: dict[str, float] = field(default_factory=dict)
 
 
 def answer_prompts(
@@ -219,7 +221,16 @@ def score(rows: Sequence[Mapping[str, Any]], expected: int | None, fresh: Answer
         nfe=passes / counted if counted else None,
         tokens_per_forward=written / passes if passes else None,
         tokens_per_s=fresh.tokens / fresh.seconds if fresh.tokens else None,
+        work=mean_work(rows),
     )
+
+
+def mean_work(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of what was counted besides passes, each over the answers that have it."""
+    counted = [row["work"] for row in rows if row["work"]]
+    names = dict.fromkeys(name for work in counted for name in work if name != "nfe")
+    values = {name: [work[name] for work in counted if name in work] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def passes_of(row: Mapping[str, Any]) -> float | None:

@@ -72,8 +72,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     Returns:
         per benchmark `benchmark/NAME/`: accuracy, its 95 % interval low and high (Wilson), correct,
         items, errors (items without an answer, which are wrong), capped and capped_rate, tokens,
-        and where passes are counted nfe and tokens_per_forward; tokens_per_s of what was answered
-        now.
+        and where passes are counted nfe and tokens_per_forward; `work/WHAT`, means per answer of
+        what else was counted; tokens_per_s of what was answered now.
 
     Raises:
         ConfigError: no benchmark, a model that cannot answer, or a folder with answers of another
@@ -281,9 +281,12 @@ def report(
 
 def metrics_of(scores: Mapping[str, Score]) -> dict[str, float]:
     """What goes into summary.json; numbers that are not known are left out."""
+    plain = {f"benchmark/{name}": asdict(one) for name, one in scores.items()}
+    for about in plain.values():
+        about |= {f"work/{what}": mean for what, mean in about.pop("work").items()}
     return {
-        f"benchmark/{name}/{key}": value
-        for name, one in scores.items()
-        for key, value in asdict(one).items()
+        f"{name}/{key}": value
+        for name, about in plain.items()
+        for key, value in about.items()
         if value is not None
     }

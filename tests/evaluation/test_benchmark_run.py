@@ -92,7 +92,7 @@ def test_a_score_by_hand():
         return with_verdict(row, None if error else LastWord(right, "x", "r"))
 
     rows = [
-        row(True, 8, work={"nfe": 2.0}), row(True, 4, work={"nfe": 4.0}),
+        row(True, 8, work={"nfe": 2.0, "flips": 3.0}), row(True, 4, work={"nfe": 4.0}),
         row(False, 9, "length"), row(True, 0, "", error="gone"),
     ]  # fmt: skip
     assert rows[3] | {"extracted": None, "correct": False, "reason": "no answer"} == rows[3]
@@ -101,7 +101,7 @@ def test_a_score_by_hand():
     assert (found.items, found.correct, found.accuracy, found.expected) == (4, 2, 0.5, 5)
     assert (found.low, found.high, found.errors, found.capped) == (low, high, 1, 1)
     assert (found.capped_rate, found.tokens, found.tokens_per_s) == (0.25, 21, 15.0)
-    assert (found.nfe, found.tokens_per_forward) == (3.0, 2.0)
+    assert (found.nfe, found.tokens_per_forward, found.work) == (3.0, 2.0, {"flips": 3.0})
     bare = score([row(False)], None, Answered({}, 0, 0.0))
     assert bare.nfe is bare.tokens_per_forward is bare.tokens_per_s is None
 

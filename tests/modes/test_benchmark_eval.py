@@ -288,6 +288,33 @@ def test_wrong_values(tmp_path, bad):
         validate(cfg)
 
 
+def test_a_checkpoint_answers_as_its_algorithm_decodes(tmp_path):
+    from modes import train
+    from tests.runs import EIGHT_STEPS, best, write_corpus
+
+    corpus = write_corpus(tmp_path)
+    cfg = compose_config(
+        "experiment=block_text", "algo=draft_refine", *TINY[:2], "model.length=32", "data=text",
+        "data.tokenizer_name_or_path=target", "data.join=true", "data.align=4", "data.wrap=false",
+        "data.insert_train_eos=true", "data.insert_valid_eos=true", f"data.files={corpus}",
+        "data.valid_fraction=0.2", f"paths.cache_dir={tmp_path}/cache", *EIGHT_STEPS,
+        "trainer.max_steps=4", run_dir=tmp_path / "train",
+    )  # fmt: skip
+    train.run(cfg)
+    checkpoint = (f"eval.checkpoint_path={best(tmp_path / 'train')}", "trainer=cpu")
+    cfg = configured(tmp_path / "run", "mode.limit=2", model=checkpoint)
+    metrics = run(cfg)
+    rows = rows_of(tmp_path / "run" / "items.jsonl")
+    assert [row["work"]["blocks"] for row in rows] == [
+        metrics["benchmark/reasoning_gym/work/blocks"]
+    ] * 2
+    passes = sum(row["work"]["nfe"] for row in rows)
+    tokens = sum(row["num_tokens"] for row in rows)
+    assert metrics["benchmark/reasoning_gym/tokens_per_forward"] == tokens / passes
+    found = json.loads((tmp_path / "run" / "conditions.json").read_text())
+    assert found["reasoning_gym"]["model"]["target"] == "tiny_causal:draft_refine"
+
+
 def test_a_benchmark_of_ones_own_is_a_module_and_a_yaml(tmp_path, call):
     done = call(
         "--config-dir", "tests/plugins/configs", "mode=benchmark_eval", "benchmark=toy_sums",

@@ -97,7 +97,9 @@ def filled_left(
 
 
 def token_errors(
-    token_MS: Int[Tensor, "*M S"], target_MS: Int[Tensor, "*M S"], predict_MS: Bool[Tensor, "*M S"]
-) -> Int[Tensor, "*M"]:
-    """How many places of every block are wrong."""
+    token_MS: Int[Tensor, "*#M S"],
+    target_MS: Int[Tensor, "*#M S"],
+    predict_MS: Bool[Tensor, "*#M S"],
+) -> Int[Tensor, "..."]:
+    """How many places of every block are wrong; leading axes broadcast."""
     return ((token_MS != target_MS) & predict_MS).sum(-1)

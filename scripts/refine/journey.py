@@ -177,7 +177,8 @@ class Journey:
                 f"scorer/{name}", "mode=scorer_eval", "mode.blocks=data",
                 f"eval.checkpoint_path={self.checkpoint(f'nce/{name}')}",
             )  # fmt: skip
-            alphas[name] = found["tuned/alpha"]
+            # With a single row there are no two halves to choose and to measure on.
+            alphas[name] = found.get("tuned/alpha", 0.1)
         runs: dict[str, tuple[Path, tuple[str, ...]]] = {
             name: (self.checkpoint(name), ()) for name in ("ar", "control", "refined")
         }

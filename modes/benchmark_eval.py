@@ -116,7 +116,7 @@ def tasks_of(cfg: DictConfig) -> dict[str, Benchmark]:
     """The benchmarks that the configuration names, in its order.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or two of one name.
     """
     if not cfg.get("benchmark"):
         there = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob("*.yaml"))
@@ -124,7 +124,13 @@ def tasks_of(cfg: DictConfig) -> dict[str, Benchmark]:
             f"benchmark=null: nothing to answer; allowed: one of {', '.join(there)}, or a list,"
             " 'benchmark=[gsm8k,humaneval]'"
         )
-    return {str(name): instantiate(node) for name, node in cfg.benchmark.items()}
+    tasks: dict[str, Benchmark] = {}
+    for key, node in cfg.benchmark.items():
+        task: Benchmark = instantiate(node)
+        if task.name in tasks:
+            raise ConfigError(f"benchmark.{key}.name={task.name}: another one is called so, too")
+        tasks[task.name] = task
+    return tasks
 
 
 def check_ids(prompts: Mapping[str, Sequence[Prompt]]) -> None:
@@ -190,10 +196,16 @@ def claim_folder(run_dir: Path, conditions: Mapping[str, Any]) -> None:
     """Note what the answers here depend on, or see that it is what they were begun with.
 
     Raises:
-        ConfigError: the first difference of a benchmark that the folder has answers of.
+        ConfigError: the first difference of a benchmark that the folder has answers of, or answers
+            of nobody knows what.
     """
     path, partial = run_dir / CONDITIONS, run_dir / PARTIAL
-    is_begun = path.is_file() and partial.is_file() and partial.stat().st_size > 0
+    is_begun = partial.is_file() and partial.stat().st_size > 0
+    if is_begun and not path.is_file():
+        raise ConfigError(
+            f"{FOLDER}={run_dir}: answers without {CONDITIONS}, which says whose they are; allowed:"
+            " another folder"
+        )
     before = json.loads(path.read_text()) if is_begun else {}
     # As JSON has it: a tuple comes back as a list.
     facts = json.loads(json.dumps(conditions))

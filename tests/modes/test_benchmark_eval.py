@@ -20,6 +20,7 @@ from runtime.run import load_summary
 from runtime.validation import validate
 from tests.benchmark_runs import GYM, TINY, TOY, configured, gym, rows_of
 from tests.decoding.servers import answer_server
+from tests.small import small_model
 from tests.support import ROOT, command, compose_config, environment
 
 pytest.importorskip("reasoning_gym", reason="needs the package reasoning_gym")
@@ -149,6 +150,9 @@ def test_two_benchmarks_with_an_item_of_one_name(tmp_path):
     cfg.benchmark.reasoning_gym = {**cfg.benchmark.gsm8k, "name": "reasoning_gym"}
     with pytest.raises(ConfigError, match=r"both have an item 'gsm8k/0'; allowed: item sets"):
         run(cfg)
+    cfg.benchmark.reasoning_gym.name = "gsm8k"
+    with pytest.raises(ConfigError, match=r"benchmark\.\w+\.name=gsm8k: another one is called so"):
+        run(cfg)
 
 
 def test_an_item_without_room_is_wrong_and_counted(tmp_path):
@@ -222,20 +226,42 @@ def kill_in_the_middle(arguments, partial, rows):
     process.wait()
 
 
+def check_resumed(folder, unbroken, kept):
+    """Break the last line as a kill inside a write would, then go on."""
+    assert not (folder / "items.jsonl").exists()
+    partial = folder / "partial.jsonl"
+    partial.write_bytes(partial.read_bytes()[:-9])
+    before = partial.read_bytes().splitlines(keepends=True)[: kept - 1]
+    assert len(before) == kept - 1
+    run(configured(folder))
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert lines[: kept - 1] == before
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 12
+    assert (folder / "items.jsonl").read_bytes() == (unbroken / "items.jsonl").read_bytes()
+
+
+def test_broken_off_and_resumed_nothing_is_lost_or_doubled(tmp_path, monkeypatch):
+    run(configured(tmp_path / "unbroken"))
+    append, rows = Journal.append, []
+
+    def stop(self, row):
+        append(self, row)
+        rows.append(row)
+        if len(rows) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "append", stop)
+        run(configured(tmp_path / "broken"))
+    check_resumed(tmp_path / "broken", tmp_path / "unbroken", kept=5)
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_nothing_is_lost_or_doubled(tmp_path):
     run(configured(tmp_path / "unbroken"))
     killed = tmp_path / "killed"
     kill_in_the_middle([*gym(), f"paths.run_dir={killed}"], killed / "partial.jsonl", 5)
-    assert not (killed / "items.jsonl").exists()
-    partial = killed / "partial.jsonl"
-    # As a kill inside a write would leave it.
-    partial.write_bytes(partial.read_bytes()[:-9])
-    kept = partial.read_bytes().splitlines(keepends=True)[:4]
-    run(configured(killed))
-    lines = partial.read_bytes().splitlines(keepends=True)
-    assert lines[:4] == kept and len({json.loads(line)["id"] for line in lines}) == len(lines) == 12
-    unbroken = (tmp_path / "unbroken" / "items.jsonl").read_bytes()
-    assert (killed / "items.jsonl").read_bytes() == unbroken
+    check_resumed(killed, tmp_path / "unbroken", kept=5)
 
 
 def test_an_answer_to_another_prompt_is_not_taken(tmp_path):
@@ -246,6 +272,9 @@ def test_an_answer_to_another_prompt_is_not_taken(tmp_path):
         run(configured(tmp_path, "mode.limit=2"))
     with Journal(tmp_path / "partial.jsonl") as journal:
         assert len(journal) == 1
+    (tmp_path / "conditions.json").unlink()
+    with pytest.raises(ConfigError, match=r"answers without conditions\.json, which says whose"):
+        run(configured(tmp_path, "mode.limit=2"))
 
 
 @pytest.mark.parametrize(
@@ -266,13 +295,11 @@ def test_a_model_that_does_not_answer(tmp_path, overrides, message):
         run(cfg)
 
 
-def test_a_checkpoint_whose_algorithm_does_not_answer(tmp_path):
-    from tests.runs import best, fit
-
-    fit(tmp_path, tmp_path / "train", "trainer.max_steps=4")
-    checkpoint = f"eval.checkpoint_path={best(tmp_path / 'train')}"
+def test_a_checkpoint_whose_algorithm_does_not_answer(tmp_path, monkeypatch):
+    model = small_model("algo=mdlm")
+    monkeypatch.setattr(benchmark_eval, "open_checkpoint", lambda cfg: (model, cfg))
     with pytest.raises(ConfigError, match="algo=mdlm: does not answer prompts"):
-        run(compose_config(*gym(checkpoint, model=("trainer=cpu",)), run_dir=tmp_path / "run"))
+        run(compose_config(*gym("eval.checkpoint_path=a.ckpt"), run_dir=tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,20 @@ Legend: B rows, L tokens, D features, V vocabulary.
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from algorithm import Algorithm
 from data.errors import DataError
+from data.tokenization import same_ids, with_mask_token
 from decoding.generate import GenerationSettings, Generator
 from decoding.likelihood import continuation_likelihoods
 from decoding.local import LocalGenerator
 from models.backbone import Backbone, architecture_of, from_architecture
-from models.causal import CausalTarget
+from models.causal import CausalTarget, forget_decoding_copy
 from models.identity import digest
 from runtime.errors import ConfigError
 from runtime.shared_target import take_target
@@ -37,7 +37,9 @@ class PretrainedAlgorithm(Algorithm):
         fresh = algo.get("backbone") is None
         # Where the architecture is known the weights follow from a file.
         if fresh:
-            model = take_target(self.config["model"]).model
+            target = take_target(self.config["model"])
+            self._require_tokenizer(target)
+            model = target.model
             algo["backbone"] = architecture_of(model)
         else:
             model = from_architecture(algo["backbone"])
@@ -49,6 +51,18 @@ class PretrainedAlgorithm(Algorithm):
             self.backbone.initialise_blank()
         if algo.get("gradient_checkpointing"):
             self.backbone.checkpoint_activations()
+        self._steps = 0
+        self._fingerprint: tuple[tuple[int, int], str] | None = None
+
+    def _require_tokenizer(self, target: CausalTarget) -> None:
+        """Raise DataError unless the data is read with the tokenizer of the target."""
+        own = with_mask_token(cast(PreTrainedTokenizerFast, target.tokenizer), self.special.mask)
+        if self.special.mask != target.mask_token_id or not same_ids(own, self.tokenizer):
+            data = self.config["data"]
+            raise DataError(
+                f"data.tokenizer_name_or_path={data['tokenizer_name_or_path']}: not the tokenizer"
+                f" of model={target.name}; allowed: target"
+            )
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """Say which weights are trained, and in which precision they are held."""
@@ -58,17 +72,32 @@ class PretrainedAlgorithm(Algorithm):
             _add_adapters(model, algo["lora"])
 
     def require_documents(self, batch: dict[str, Tensor]) -> None:
-        """Raise DataError unless the rows say where documents and answers are."""
-        if not {"response", "segment"} <= batch.keys():
+        """Raise DataError unless the rows say where documents are; without prompts all is text to
+        write."""
+        if "segment" in batch:
+            batch.setdefault("response", torch.ones_like(batch["segment"]))
+        else:
             raise DataError(
                 f"data={self.config['data']['name']}: rows that do not say where documents begin;"
                 f" algo={self.config['algo']['name']} is trained on data=chat, or on any text with"
                 " data.join=true data.wrap=false (experiment=block_text)"
             )
 
-    @cached_property
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As for every algorithm; the fused kernel leaves the weights' own counters as they are."""
+        super().optimizer_step(*args, **kwargs)
+        self._steps += 1
+
+    @property
     def weights_fingerprint(self) -> str:
-        """Identity of the weights that are in place."""
+        """Identity of the weights that are in place; found anew if they have changed."""
+        state = self._steps, sum(weight._version for weight in self.backbone.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            forget_decoding_copy(self.backbone.model)
+            self._fingerprint = state, self._hashed()
+        return self._fingerprint[1]
+
+    def _hashed(self) -> str:
         weights = hashlib.sha256()
         for key, tensor in sorted(self.backbone.state_dict().items()):
             weights.update(key.encode())

@@ -41,6 +41,11 @@ _DECODING_COPIES: WeakKeyDictionary[
 ] = WeakKeyDictionary()
 
 
+def forget_decoding_copy(model: PreTrainedModel) -> None:
+    """Its weights have changed: decoding shall make its copy anew."""
+    _DECODING_COPIES.pop(model, None)
+
+
 @dataclass(frozen=True)
 class CausalTarget:
     """A frozen causal language model with all that its drafts need to know.

@@ -61,7 +61,7 @@ SIZES = {
     "small": Size(
         12_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (2400, 600, 600, 400), 200,
+        (2400, 600, 600, 300), 200,
     ),
     "smoke": Size(
         40, 4, ("model.hidden_size=32", "model.num_hidden_layers=2", "+model.init_std=0.02"),

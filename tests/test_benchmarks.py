@@ -1,16 +1,19 @@
 """The benchmarks compare like with like: the reference computes the same loss, and cells run."""
 
+import argparse
 import mmap
 import time
 
 import pytest
 import torch
 
-from benchmarks import acceptance_loss
+from benchmarks import acceptance_loss, refining
 from benchmarks.reference import ReferenceStep, ReferenceTrainer
 from benchmarks.timer import product_rate
 from benchmarks.training import step_flops
+from decoding.chain import Refinement
 from diffusion import Diffusion
+from tests.blocks import small_target
 from tests.small import small_batch, small_model
 
 
@@ -85,3 +88,20 @@ def test_peak_memory_is_that_of_the_step():
         pages[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
         time.sleep(0.05)
     assert 180 < peak.mib < 300
+
+
+def test_re_reading_every_block_writes_what_the_cache_does():
+    """The reference of the decoding benchmark answers the same question."""
+    target = small_target(dtype="float32")
+    forbidden = torch.zeros(len(target.embedding_VD), dtype=torch.bool)
+    forbidden[target.mask_token_id] = True
+    prompts = [list(range(10, 31)), list(range(40, 48))]
+    options = argparse.Namespace(new=18, block_size=4, batch=2)
+    refinement = Refinement(3)
+    cached, passes = refining.answer(target, prompts, options, refinement, None, None)
+    found = [
+        refining.reread(target, target.model, refinement, prompt, 18, 4, forbidden)
+        for prompt in prompts
+    ]
+    assert [tokens for tokens, _ in found] == cached
+    assert passes == sum(count for _, count in found) / 2

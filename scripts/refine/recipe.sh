@@ -18,6 +18,7 @@ suffix=
 places=()
 if [ -n "${SMOKE:-}" ]; then
     suffix=_smoke
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of so small a model, threads wait for each other
     OUT=${OUT:-outputs/refine_smoke}
     SMOKE_DIR=${SMOKE_DIR:-outputs/smoke_data}
     [ -f "$SMOKE_DIR/lm1b/test.jsonl" ] || $python scripts/smoke_data.py "$SMOKE_DIR" --corpus-only

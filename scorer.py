@@ -7,9 +7,9 @@ The backbone is frozen. For every block that is written:
     3. scores gamma s of the n + 1 slots, slot 0 being the truth
     4. -log softmax of slot 0, or another loss of `nce/loss`; copies of the truth are crossed out
 
-with one set of candidates per round (`bon.rounds`; `perround` is the mean of their losses,
-`lastround` the last one). Decoding adds the scores to the candidates' log-probabilities
-(`decoding.best_of`), in the way that fits the loss (`objectives.pairing`).
+with one set of candidates per round (`bon.rounds`; `lastround` takes the loss of the last one, the
+others the mean). Decoding adds the scores to log q of the candidates (`decoding.best_of`), in the
+way that fits the loss (`objectives.pairing`).
 
 Sources: arXiv 2606.08357; 1809.01812 (ranking and binary NCE).
 Legend: B rows, M blocks of a row, X blocks that count, C candidates, J = C + 1 slots, S places of a
@@ -17,10 +17,10 @@ block, D features, R rounds.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,7 +35,6 @@ from models.scorer import ScoreHead, ScoreScale
 from objectives.block_layout import BlockLayout
 from objectives.contrastive import (
     NCETerms,
-    bound_floor,
     duplicate_floor,
     duplicates,
     graded_target,
@@ -46,18 +45,19 @@ from objectives.contrastive import (
     score_penalty,
     score_spread,
 )
-from objectives.keyed import keyed_uniform
+from objectives.keyed import fold_key, keyed_uniform
 from objectives.likelihood import row_sums
 from objectives.pairing import Learns, ProposalLaw, check_pairing
 from objectives.refinement import token_errors
 from refine import BlockModel
 from runtime.config import instantiate
+from runtime.errors import ConfigError
 
-_CHOSEN = 0x10  # stream of keyed numbers
+_CHOSEN, _DRAWN = 0x10, 0x12  # streams of keyed numbers
 # What is summed over the blocks of a step or a validation: see `_statistics`.
 _STATISTICS = (
     "blocks", "loss", "ln_slots", "duplicate_floor", "first", "reciprocal", "spread", "copies",
-    "slots", "scale_gradient",
+    "slots", "scale_gradient", "scale_floor",
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ class CandidateScorer(BlockModel):
     """A score head on a frozen backbone that refines blocks (algo=nce)."""
 
     fresh_weights = ("head.",)
+    models_text = False
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
@@ -99,8 +100,8 @@ class CandidateScorer(BlockModel):
         self.eval_batches: list[dict[str, Tensor]] = []
         self._sums: Tensor | None = None
         self._peak = torch.zeros(())
-        self._gamma_before: Tensor | None = None
         self._scored: list[Tensor] = []
+        self._scored_with = torch.ones(())
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """The backbone is frozen, in the precision that the model's section names."""
@@ -109,17 +110,21 @@ class CandidateScorer(BlockModel):
 
     def _check_pairing(self) -> None:
         """Note which candidates the scorer was trained with; refuse others that contradict it."""
-        proposal = self.best_of.proposal
+        best_of, nce = self.best_of, self.config["nce"]
+        proposal = best_of.proposal
         decoded = ProposalLaw(proposal.name, proposal.temperature, proposal.deterministic)
-        nce = self.config["nce"]
         if nce.get("trained_with") is None:
             nce["trained_with"] = dict(decoded._asdict())
         trained = ProposalLaw(**nce["trained_with"])
         name = nce["loss"]["_target_"].rpartition(".")[2]
         # A loss of one's own says what it learns; of those here it is known.
         learns = None if nce["learns"] is None else Learns(**nce["learns"])
-        best_of = self.best_of
         check_pairing(name, trained, decoded, best_of.alpha, best_of.form, learns)
+        if name == "ranking_corrected" and best_of.score_agg == "select_each":
+            raise ConfigError(
+                "bon.score_agg=select_each: every pass has a q of its own, nce.loss="
+                "ranking_corrected takes the last one's; allowed: perround, lastround"
+            )
 
     def _new_head(self) -> ScoreHead:
         shape, options = self.backbone.model.config, self.config["scorer"]
@@ -155,31 +160,30 @@ class CandidateScorer(BlockModel):
             groups.append({"params": [scale], "lr": rate, "weight_decay": 0.0})
         return groups
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer | LightningOptimizer,
-        *args: Any, **kwargs: Any,
-    ) -> None:  # fmt: skip
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As for every algorithm; then gamma is put back between its bounds."""
-        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        before = self.head.scale().detach()
+        super().optimizer_step(*args, **kwargs)
         self.head.scale.clamp()
+        self.log("train/gamma_moved", (self.head.scale() - before).abs().detach())
 
-    def corrupt(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        """Which blocks of every row are looked at: `nce.blocks_per_row` of them at random."""
+    def corrupt(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        """Which blocks of every row are looked at: `nce.blocks_per_row` of them at random; and what
+        the sampled candidates of this step are keyed by."""
         most = self.config["nce"]["blocks_per_row"]
         if most is not None:
             blocks = batch["input_ids"].shape[1] // self.block_size
             key = (self.seed, _CHOSEN, step)
             uniform_BN = keyed_uniform(key, batch["position"], blocks)
-            written_BN = torch.zeros(uniform_BN.shape, dtype=torch.bool)
-            layout: BlockLayout = batch["layout"]
-            written_BN.scatter_(1, layout.block_BM, layout.exists_BM)
+            written_BN = cast(BlockLayout, batch["layout"]).written_BN
             rank_BN = uniform_BN.masked_fill(~written_BN, 2.0).argsort(1).argsort(1)
             batch["layout"] = self.layout(batch, rank_BN < most)
-        return {}
+        return {"drawn": fold_key((self.seed, _DRAWN, step))}
 
     def row_keys(self, batch: dict[str, Any], layout: BlockLayout) -> Tensor:
-        """[B M] numbers that sampled candidates are keyed by: the row and the block's place."""
-        return (batch["index"][:, None] * (1 << 20) + layout.block_BM).flatten()
+        """[B M] keys of sampled candidates: the row, the block's place; in training the step."""
+        step = batch.get("inputs", {}).get("drawn", 0)
+        return (batch["index"][:, None] * (1 << 20) + layout.block_BM).flatten() + step
 
     @torch.no_grad()
     def candidates(
@@ -201,24 +205,22 @@ class CandidateScorer(BlockModel):
     def slots(
         self, reader: BlockReader, refined: Refined, layout: BlockLayout, found: Round
     ) -> Slots:
-        """The truth and the candidates of a round, of the blocks that exist."""
-        block_X = layout.exists_BM.flatten().nonzero()[:, 0]
-        truth_XS = layout.target_BMS.flatten(0, 1)[block_X]
+        """The truth and the candidates of a round, of the blocks that exist and have that round."""
+        exists_X = layout.exists_BM.flatten()
+        new_X = exists_X if found.new_X is None else exists_X & found.new_X
+        block_X = new_X.nonzero()[:, 0]
         assert reader.clean_BLD is not None, "the clean pass was made to its end"
-        clean_BMSD = layout.of_blocks(reader.clean_BLD)
-        hidden_XSD = clean_BMSD.flatten(0, 1)[block_X]
-        valid_XC, log_q_XC = found.valid_XC[block_X], found.log_q_XC[block_X]
-        ones_X1 = torch.ones_like(valid_XC[:, :1])
-        truth_all_X1S = layout.target_BMS.flatten(0, 1)[:, None]
-        truth_log_q_X1 = self.best_of.log_q_of(reader, refined, truth_all_X1S)[block_X]
-        return Slots(
-            torch.cat([truth_XS[:, None], found.tokens_XCS[block_X]], 1),
-            torch.cat([hidden_XSD[:, None], found.hidden_XCSD[block_X]], 1),
-            torch.cat([truth_log_q_X1, log_q_XC], 1),
-            torch.cat([ones_X1, valid_XC], 1),
-            layout.predict_BMS.flatten(0, 1)[block_X],
-            block_X,
+        hidden_X1SD = layout.of_blocks(reader.clean_BLD).flatten(0, 1)[:, None]
+        truth_X1S = layout.target_BMS.flatten(0, 1)[:, None]
+        log_q_X1 = self.best_of.log_q_of(reader, refined, truth_X1S)
+        columns = (
+            torch.cat([truth_X1S, found.tokens_XCS], 1),
+            torch.cat([hidden_X1SD, found.hidden_XCSD], 1),
+            torch.cat([log_q_X1, found.log_q_XC], 1),
+            torch.cat([torch.ones_like(found.valid_XC[:, :1]), found.valid_XC], 1),
+            layout.predict_BMS.flatten(0, 1),
         )
+        return Slots._make([*(column[block_X] for column in columns), block_X])
 
     def score(self, hidden_XCSD: Tensor, tokens_XCS: Tensor, written_XS: Tensor) -> Tensor:
         """[X, C] gamma s, with its gradient."""
@@ -235,34 +237,42 @@ class CandidateScorer(BlockModel):
     def round_loss(self, slots: Slots, score_XJ: Tensor) -> tuple[NCETerms, Tensor]:
         """The loss of every block, and the statistics of `_STATISTICS` summed over them."""
         found = duplicates(slots.tokens_XJS, slots.exists_XJ, slots.written_XS)
-        valid_XJ = slots.exists_XJ & ~found.earlier_MC
-        if self.dedup:
-            valid_XJ = valid_XJ & ~found.positive_MC
+        distinct_XJ = slots.exists_XJ & ~found.earlier_MC
+        valid_XJ = distinct_XJ & ~found.positive_MC if self.dedup else distinct_XJ
         target_XJ, counted_XJ = None, valid_XJ
         if self.positive == "fewest_errors":
-            counted_XJ = valid_XJ.clone()
+            # Without the truth itself a candidate that equals it is the best there is.
+            counted_XJ = distinct_XJ.clone()
             counted_XJ[:, 0] = False
             truth_X1S = slots.tokens_XJS[:, :1]
             errors_XJ = token_errors(slots.tokens_XJS, truth_X1S, slots.written_XS[:, None])
             target_XJ = graded_target(errors_XJ, counted_XJ, self.target_temperature)
         terms = self.loss(score_XJ, slots.log_q_XJ, counted_XJ, target_XJ)
-        return terms, self._statistics(slots, score_XJ, valid_XJ, found.positive_MC, terms)
+        masks = valid_XJ, counted_XJ, found.positive_MC
+        return terms, self._statistics(slots, score_XJ, terms, *masks)
 
     def _statistics(
-        self, slots: Slots, score_XJ: Tensor, valid_XJ: Tensor, copy_XJ: Tensor, terms: NCETerms
-    ) -> Tensor:
+        self, slots: Slots, score_XJ: Tensor, terms: NCETerms, valid_XJ: Tensor,
+        counted_XJ: Tensor, copy_XJ: Tensor,
+    ) -> Tensor:  # fmt: skip
         score_XJ, counts_X = score_XJ.detach(), terms.weight_M
         rank = positive_rank(score_XJ, valid_XJ)
-        peak = largest_score(score_XJ, valid_XJ).max()
-        self._peak = torch.maximum(self._peak.to(peak.device), peak)
         columns = (
-            counts_X, terms.loss_M.detach() * counts_X, log_slots(valid_XJ) * counts_X,
+            counts_X, terms.loss_M.detach() * counts_X, log_slots(counted_XJ) * counts_X,
             duplicate_floor((copy_XJ & valid_XJ).sum(-1)) * counts_X, rank.first_M * counts_X,
             rank.reciprocal_M * counts_X, score_spread(score_XJ, valid_XJ) * counts_X,
             copy_XJ.sum(-1).float(), slots.exists_XJ[:, 1:].sum(-1).float(),
-            scale_gradient(terms, score_XJ) * counts_X,
+            scale_gradient(terms, score_XJ) * counts_X, self._floor(counted_XJ) * counts_X,
         )  # fmt: skip
         return torch.stack([column.sum().double() for column in columns])
+
+    def _floor(self, counted_XJ: Tensor) -> Tensor:
+        """[X] what a bounded scale allows with the negatives that a block has."""
+        if not self.config["scorer"]["bounded"]:
+            return torch.zeros(len(counted_XJ), device=counted_XJ.device)
+        # `objectives.contrastive.bound_floor`, without asking the device for gamma.
+        negatives_X = (counted_XJ.sum(-1) - 1).clamp(min=0)
+        return torch.log1p(negatives_X * torch.exp(-2.0 * self.head.scale().detach()))
 
     def _rounds(self, batch: dict[str, Any]) -> Iterator[tuple[Slots, Tensor, NCETerms, Tensor]]:
         """Slots, scores, losses and statistics of every round that counts."""
@@ -274,7 +284,7 @@ class CandidateScorer(BlockModel):
             yield slots, score_XJ, *self.round_loss(slots, score_XJ)
 
     def loss_terms(self, batch: dict[str, Any]) -> LossTerms:
-        """NCE loss of all blocks that count, as a sum over blocks and a mean over rounds."""
+        """NCE loss of all blocks that count, as a sum over blocks and rounds."""
         layout: BlockLayout = batch["layout"]
         losses, weights, rows = [], [], []
         for slots, score_XJ, terms, statistics in self._rounds(batch):
@@ -287,33 +297,30 @@ class CandidateScorer(BlockModel):
             weights.append(terms.weight_M.sum())
             rows.append(row_sums(loss_X.detach(), row_X, len(batch["index"])))
             self._sums = statistics if self._sums is None else self._sums + statistics
+            peak = largest_score(score_XJ.detach(), slots.exists_XJ).max()
+            self._peak = torch.maximum(self._peak.to(peak.device), peak)
         # A batch in which every candidate is the truth teaches nothing, which is no error.
-        weight = torch.stack(weights).mean().clamp(min=1e-6)
-        return LossTerms(torch.stack(losses).mean(), weight, torch.stack(rows).mean(0))
+        weight = torch.stack(weights).sum().clamp(min=1e-6)
+        return LossTerms(torch.stack(losses).sum(), weight, torch.stack(rows).sum(0))
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """As for every algorithm; then log what the scorer of this step was worth."""
         super().configure_gradient_clipping(*args, **kwargs)
         assert self._sums is not None, "an optimiser step without a training step"
-        self._log_sums("train", self._sum_over_ranks(self._sums))
-        self._sums = None
         gamma = self.head.scale().detach()
-        before = gamma if self._gamma_before is None else self._gamma_before
-        self.log("train/gamma", gamma, prog_bar=True)
-        self.log("train/gamma_moved", (gamma - before).abs())
-        self.log("train/score_peak", self._peak)
-        self._gamma_before, self._peak = gamma.clone(), torch.zeros(())
+        self._log_sums("train", self._sum_over_ranks(self._sums), gamma)
+        self.log("train/score_peak", self._peak, sync_dist=True, reduce_fx="max")
+        self._sums, self._peak = None, torch.zeros(())
 
-    def _log_sums(self, stage: str, sums: Tensor) -> None:
+    def _log_sums(self, stage: str, sums: Tensor, gamma: Tensor) -> None:
         """Losses beside ln(n + 1) and the floors that copies and a bounded scale put under them."""
         named = dict(zip(_STATISTICS, sums.unbind(), strict=True))
         blocks = named["blocks"].clamp(min=1.0)
-        negatives = float(self.best_of.count)
-        gamma = float(self.head.scale()) if self.config["scorer"]["bounded"] else float("inf")
+        self.log(f"{stage}/gamma", gamma, prog_bar=stage == "train")
         self.log(f"{stage}/nce_loss", named["loss"] / blocks, prog_bar=stage == "val")
         self.log(f"{stage}/ln_slots", named["ln_slots"] / blocks)
         self.log(f"{stage}/duplicate_floor", named["duplicate_floor"] / blocks)
-        self.log(f"{stage}/scale_floor", bound_floor(gamma, negatives))
+        self.log(f"{stage}/scale_floor", named["scale_floor"] / blocks)
         self.log(f"{stage}/gamma_gradient", named["scale_gradient"] / blocks)
         self.log(f"{stage}/rank_accuracy", named["first"] / blocks, prog_bar=True)
         self.log(f"{stage}/mrr", named["reciprocal"] / blocks)
@@ -336,13 +343,14 @@ class CandidateScorer(BlockModel):
             nll_B += row_sums(terms.loss_M * terms.weight_M, row_X, rows)
             count_B += row_sums(terms.weight_M, row_X, rows)
             self._scored.append(statistics.cpu())
+        # Behind the validation the weights are no longer their averages.
+        self._scored_with = self.head.scale().detach()
         return Likelihood(nll_B, count_B)
 
     def log_counted(self) -> None:
         """The sums of a validation."""
         sums = self._sum_over_ranks(torch.stack(self._scored).sum(0).to(self.device))
-        self._log_sums("val", sums)
-        self.log("val/gamma", self.head.scale().detach())
+        self._log_sums("val", sums, self._scored_with)
 
     def generator(
         self, settings: GenerationSettings, batch_size: int = 32, device: str | None = None
@@ -360,6 +368,16 @@ class CandidateScorer(BlockModel):
         super().on_save_checkpoint(checkpoint)
         checkpoint["eval_batches"] = self.eval_batches
 
+    @torch.no_grad()
+    def adopt(self, checkpoint: dict[str, Any]) -> None:
+        """A frozen backbone is what the other run was measured by: the average, if it has one."""
+        shadows = (checkpoint["ema"] or {}).get("shadow_params", [])
+        weights = list(self.backbone.parameters())
+        # Another scorer has averaged its head alone.
+        if [shadow.shape for shadow in shadows] == [weight.shape for weight in weights]:
+            for weight, shadow in zip(weights, shadows, strict=True):
+                weight.copy_(shadow)
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take over those blocks."""
         self.eval_batches = checkpoint.get("eval_batches", [])
@@ -374,9 +392,7 @@ class CandidateScorer(BlockModel):
         kept = ("input_ids", "segment", "response", "index")
         # Of the whole validation split, so that every rank keeps the same ones.
         loader = data.eval_loader("validation", rank=0, world=1)
-        for number, batch in enumerate(loader):
-            if number == wanted:
-                return
+        for batch in islice(loader, wanted):
             self.require_documents(batch)
             self.eval_batches.append({name: batch[name].clone() for name in kept})
 

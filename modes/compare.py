@@ -27,7 +27,7 @@ from evaluation.tables import format_cell, text_table
 from runtime.checkpoint import experiment_config
 from runtime.errors import ConfigError
 from runtime.excerpt import shown
-from runtime.keys import is_integer
+from runtime.key_kinds import is_integer
 from runtime.run import load_summary
 
 # What is compared unless asked otherwise, as far as all runs have it.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import CheckpointError
 from runtime.excerpt import shown
-from runtime.keys import is_integer, is_number
+from runtime.key_kinds import is_integer, is_number
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,7 +23,7 @@ from runtime.compact import compact, ties
 from runtime.content import check_content
 from runtime.errors import CheckpointError
 from runtime.excerpt import shown
-from runtime.keys import is_integer
+from runtime.key_kinds import is_integer
 from runtime.parts import META, check_parts, read_meta, write_parts
 from runtime.safe_load import load_data
 

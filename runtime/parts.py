@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from runtime.errors import CheckpointError
 from runtime.excerpt import shown
-from runtime.keys import is_integer
+from runtime.key_kinds import is_integer
 
 META, FORMAT = "meta.json", 1
 UNFINISHED = ".part"

@@ -16,7 +16,8 @@ from runtime.devices import count_devices, world_size
 from runtime.errors import ConfigError
 from runtime.export import is_export
 from runtime.full_state import is_full_state
-from runtime.keys import KEYS, Key
+from runtime.key_kinds import Key
+from runtime.keys import KEYS
 
 _ABSENT = object()
 

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from runtime.bd3lms.tree import is_known
 from runtime.config import ROOT
 from runtime.excerpt import shown
-from runtime.keys import KEYS, MAX_LENGTH, PRECISIONS, is_integer, is_number
+from runtime.key_kinds import is_integer, is_number
+from runtime.keys import KEYS, MAX_LENGTH, PRECISIONS
 
 ALGORITHMS = ("ar", "bd3lm", "mdlm")
 SCHEDULES = ("cosine", "log", "loglinear", "square", "square_root")

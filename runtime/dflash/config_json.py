@@ -13,7 +13,7 @@ from typing import Any
 
 from models.dflash_config import ROPE_TYPES, DFlashConfig, rope_of
 from runtime.excerpt import shown
-from runtime.keys import is_integer, is_number
+from runtime.key_kinds import is_integer, is_number
 
 ARCHITECTURE = "DFlashDraftModel"
 # Loaders that do not know this layout would read its slots wrongly; so it has a name of its own.

@@ -12,8 +12,8 @@ of main.py:
     control    masked_adapt again from stage 1, for as many tokens as stage 2
     refined    stage 2: draft and refine from stage 1 (algo=draft_refine)
     nce        stage 3: scorers on the frozen stage 2: beam_perround, beam_lastround, temp07
+    plateau    shorter: a scale in fp32, fixed, in bf16, and copies of the truth not masked
     scorer     mode=scorer_eval of each, with the alpha that was best on half of the rows
-    plateau    the same scorer with a fixed scale, one in bf16, and copies of the truth not masked
     benchmark  ar, control, refined, and best of 4 with every scorer, on held-out prompts
     table      refined is the baseline; table_thresholds: control and refined with fewer passes
 
@@ -47,13 +47,13 @@ class Size(NamedTuple):
     """How much of everything.
 
     train, held_out: prompts per task. model: overrides. steps: of ar, masked, refined (and
-    control), and of a scorer. validate: steps between validations.
+    control), of a scorer, and of one for the plateau. validate: steps between validations.
     """
 
     train: int
     held_out: int
     model: tuple[str, ...]
-    steps: tuple[int, int, int, int]
+    steps: tuple[int, int, int, int, int]
     validate: int
 
 
@@ -61,11 +61,11 @@ SIZES = {
     "small": Size(
         12_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (2400, 600, 600, 300), 200,
+        (2400, 600, 600, 600, 300), 200,
     ),
     "smoke": Size(
         40, 4, ("model.hidden_size=32", "model.num_hidden_layers=2", "+model.init_std=0.02"),
-        (4, 4, 4, 4), 2,
+        (4, 4, 4, 4, 4), 2,
     ),
 }  # fmt: skip
 # How candidates are proposed and scored, by the names of the published variants.
@@ -77,8 +77,11 @@ SCORERS = {
         "bon.rounds=1",
     ),
 }  # fmt: skip
-# What the plateau is made of; the cure is beam_lastround itself.
+# The scale of few steps has far to go.
+FAST_SCALE = "scorer.scale.lr_mult=30"
+# What the plateau is made of.
 PLATEAU = {
+    "fp32": (),
     "fixed": ("scorer.scale.mode=fixed",),
     "bf16": ("scorer.scale.dtype=bfloat16", "scorer.scale.lr_mult=1"),
     "fixed, copies": ("scorer.scale.mode=fixed", "nce.dedup=false"),
@@ -143,7 +146,7 @@ class Journey:
 
     def drafts(self) -> None:
         """The autoregressive model, stage 1, stage 2 and its control."""
-        ar, masked, refined, _ = self.size.steps
+        ar, masked, refined, *_ = self.size.steps
         self.train("ar", ar, None, "algo=sft_raw", "optim.lr=2e-3")
         blocks = ("data.align=4", "block_size=4", "optim.lr=1e-3")
         stage_1 = ("algo=masked_adapt", "training.resample=true", "training.sampling_eps_min=0.25")
@@ -158,18 +161,23 @@ class Journey:
         )
 
     def scorers(self) -> None:
-        """Three scorers, and what the last-round one would have been with other scales."""
-        runs = {f"nce/{name}": options for name, options in SCORERS.items()}
-        for name, options in PLATEAU.items():
-            runs[f"nce/{_folder(name)}"] = (*SCORERS["beam_lastround"], *options)
-        self.together([self._scorer(name, options) for name, options in runs.items()])
-        curves = {"fp32 (the default)": self.out / "nce" / "beam_lastround" / "metrics.csv"}
-        curves |= {name: self.out / "nce" / _folder(name) / "metrics.csv" for name in PLATEAU}
+        """Three scorers; and shorter runs of what the scale and copies of the truth do."""
+        *_, long, short = self.size.steps
+        calls = [
+            self._scorer(f"nce/{name}", long, (*options, FAST_SCALE))
+            for name, options in SCORERS.items()
+        ]
+        calls += [
+            self._scorer(f"plateau/{_folder(name)}", short, (*SCORERS["beam_lastround"], *options))
+            for name, options in PLATEAU.items()
+        ]
+        self.together(calls)
+        curves = {name: self.out / "plateau" / _folder(name) / "metrics.csv" for name in PLATEAU}
         plot_plateau(self.out / "plateau.png", curves)
 
-    def _scorer(self, name: str, options: Sequence[str]) -> Callable[[], None]:
+    def _scorer(self, name: str, steps: int, options: Sequence[str]) -> Callable[[], None]:
         blocks = ("data.align=4", "block_size=4", "optim.lr=3e-4", "algo=nce")
-        return lambda: self.train(name, self.size.steps[3], "refined", *blocks, *options)
+        return lambda: self.train(name, steps, "refined", *blocks, *options)
 
     def measured(self) -> None:
         """Every scorer on held-out blocks; the benchmark with the alpha that suits it."""
@@ -179,8 +187,8 @@ class Journey:
                 f"scorer/{name}", "mode=scorer_eval", "mode.blocks=data",
                 f"eval.checkpoint_path={self.checkpoint(f'nce/{name}')}",
             )  # fmt: skip
-            # With a single row there are no two halves to choose and to measure on.
-            alphas[name] = found.get("tuned/alpha", 0.1)
+            # Where none is better than greedy, what the default changes is of interest.
+            alphas[name] = found.get("tuned/alpha") or 0.1
         runs: dict[str, tuple[Path, tuple[str, ...]]] = {
             name: (self.checkpoint(name), ()) for name in ("ar", "control", "refined")
         }

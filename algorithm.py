@@ -355,11 +355,15 @@ class Algorithm(L.LightningModule):
         for problem in problems:
             L.pytorch.utilities.rank_zero_warn(f"training.from_pretrained: {problem}")
         self.load_state_dict(usable, strict=False)
+        self.adopt(checkpoint)
         self.create_ema()
         averages = checkpoint["ema"] is not None and len(expected) == len(target)
         if self.ema is not None and averages and not problems:
             fresh = {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
             self.ema.load_state_dict(checkpoint["ema"] | fresh)
+
+    def adopt(self, checkpoint: dict[str, Any]) -> None:
+        """What a warm start does with the raw weights that it has; by default nothing."""
 
     def _is_fresh(self, name: str) -> bool:
         return name.startswith(self.fresh_weights) if self.fresh_weights else False

@@ -61,9 +61,15 @@ class Round(NamedTuple):
 
     def of(self, new_X: Bool[Tensor, " X"], before: "Round") -> "Round":
         """This round for the blocks that were still running, `before` for the finished ones."""
-        mine, old = (part[:5] for part in (self, before))
-        parts = (chosen(new_X, a, b) for a, b in zip(mine, old, strict=True))
-        return Round(*parts, draws=self.draws, new_X=new_X)
+        return Round(
+            chosen(new_X, self.tokens_XCS, before.tokens_XCS),
+            chosen(new_X, self.log_q_XC, before.log_q_XC),
+            chosen(new_X, self.valid_XC, before.valid_XC),
+            chosen(new_X, self.hidden_XCSD, before.hidden_XCSD),
+            chosen(new_X, self.repeated_X, before.repeated_X),
+            self.draws,
+            new_X,
+        )
 
 
 @runtime_checkable

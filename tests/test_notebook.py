@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests import block_runs
 from tests.draft_runs import fit
 from tests.runs import best
 from tests.support import ROOT, compose_config, environment
@@ -15,6 +16,7 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = ROOT / "notebooks"
 # What a notebook prints, and how many pictures it has.
 EXPECTED = {
+    "best_of_block": (("the truth, read as clean text", "within its reach", "the score alone"), 4),
     "look_inside": (("▢", "the original", "nats per token over"), 4),
     "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
 }
@@ -25,9 +27,14 @@ LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """What each notebook opens, trained for a few steps."""
-    draft = tmp_path_factory.mktemp("draft")
+    draft, scorer = tmp_path_factory.mktemp("draft"), tmp_path_factory.mktemp("scorer")
     fit(draft, draft / "run")
-    found = {"look_inside": look_inside(tmp_path_factory), "speculative_block": best(draft / "run")}
+    block_runs.fit(scorer, scorer / "run", "nce", "bon.rounds=2")
+    found = {
+        "best_of_block": best(scorer / "run"),
+        "look_inside": look_inside(tmp_path_factory),
+        "speculative_block": best(draft / "run"),
+    }
     assert sorted(found) == TWINS == sorted(EXPECTED)
     return found
 

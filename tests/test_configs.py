@@ -27,7 +27,7 @@ NEEDED = {
     "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
-    **dict.fromkeys(("masked_adapt", "draft_refine", "nce", "sft_raw"), ["model=tiny_causal"]),
+    **{algo: ["model=tiny_causal"] for algo in ("masked_adapt", "draft_refine", "nce", "sft_raw")},
     "scorer_eval": ["eval.checkpoint_path={ckpt}", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],

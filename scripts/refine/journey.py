@@ -79,11 +79,13 @@ SCORERS = {
 }  # fmt: skip
 # The scale of few steps has far to go.
 FAST_SCALE = "scorer.scale.lr_mult=30"
-# What the plateau is made of.
+# What the plateau is made of: "slow" is the head's own rate, in place of ten times that.
 PLATEAU = {
     "fp32": (),
+    "bf16": ("scorer.scale.dtype=bfloat16",),
+    "fp32, slow": ("scorer.scale.lr_mult=1",),
+    "bf16, slow": ("scorer.scale.dtype=bfloat16", "scorer.scale.lr_mult=1"),
     "fixed": ("scorer.scale.mode=fixed",),
-    "bf16": ("scorer.scale.dtype=bfloat16", "scorer.scale.lr_mult=1"),
     "fixed, copies": ("scorer.scale.mode=fixed", "nce.dedup=false"),
     "fp32, copies": ("nce.dedup=false",),
 }

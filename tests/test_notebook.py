@@ -1,5 +1,7 @@
 """The notebooks run from their own folder and from the root, and are what their .py twins say."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -85,6 +87,27 @@ def test_notebook_runs_from_its_folder(name, checkpoints, monkeypatch):
         if "image/png" in output.get("data", {})
     ]
     assert len(images) == EXPECTED[name][1]
+
+
+@pytest.mark.slow
+def test_best_of_block_trains_a_chain_where_there_is_none(tmp_path):
+    """In a copy of the checkout, so that it finds no outputs; its scorer finds some truths."""
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in ("outputs", "notebooks"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+    done = subprocess.run(
+        [sys.executable, "notebooks/best_of_block.py"],
+        cwd=tmp_path,
+        env=environment(MPLBACKEND="Agg", PALIMPSEST_CACHE=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/best_of_block/nce/checkpoints/best.ckpt").is_file()
+    gains = [float(gain) for gain in re.findall(r" ([+-][0-9.]+) \[", done.stdout)]
+    assert gains[0] == 0.0 and max(gains) > 0.0, "by alpha, the first of which is 0"
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -91,7 +91,7 @@ def rounds(table, best_of, refinement=GREEDY):
     return refined, list(best_of.rounds_of(table, refined, ROWS))
 
 
-@pytest.mark.parametrize("proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(1.0)], ids=str)
+@pytest.mark.parametrize("proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(1.0)], ids=lambda p: p.name)
 def test_later_rounds_hold_what_was_swapped_and_refine_the_rest(proposal):
     table = Table(1)
     refined, found = rounds(table, BestOf(5, proposal, rounds=3))
@@ -273,7 +273,7 @@ def test_select_each_follows_its_winners(seed):
     assert choice.passes == len(choice.rounds) == int(refined.passes_X.max())
 
 
-@pytest.mark.parametrize("rule", [PrefixThreshold(0.3), Threshold(0.3)], ids=str)
+@pytest.mark.parametrize("rule", [PrefixThreshold(0.3), Threshold(0.3)], ids=lambda p: p.name)
 def test_select_each_at_alpha_0_is_the_greedy_chain(rule):
     refinement = Refinement(3, rule, Hard())
     for seed in range(20):

@@ -102,7 +102,9 @@ def test_the_length_of_the_model_is_a_limit():
 
 
 @pytest.mark.parametrize("agg", ["select_each", "perround", "lastround"])
-@pytest.mark.parametrize("proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(0.7, 16)], ids=str)
+@pytest.mark.parametrize(
+    "proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(0.7, 16)], ids=lambda p: p.name
+)
 @pytest.mark.parametrize("rule", [PrefixThreshold(0.05), Threshold(0.05)], ids=str)
 def test_alpha_0_is_greedy_refinement(agg, proposal, rule):
     target = small_target(seed=4)

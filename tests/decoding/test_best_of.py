@@ -273,7 +273,7 @@ def test_select_each_follows_its_winners(seed):
     assert choice.passes == len(choice.rounds) == int(refined.passes_X.max())
 
 
-@pytest.mark.parametrize("rule", [PrefixThreshold(0.3), Threshold(0.3)], ids=lambda p: p.name)
+@pytest.mark.parametrize("rule", [PrefixThreshold(0.3), Threshold(0.3)], ids=str)
 def test_select_each_at_alpha_0_is_the_greedy_chain(rule):
     refinement = Refinement(3, rule, Hard())
     for seed in range(20):

@@ -1,6 +1,7 @@
 """Recipes of the draft-refine runs: their numbers, their chain, their twins from text to table."""
 
 import csv
+import json
 import math
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from dataloader import LanguageData
 from objectives.refinement import injection_rate
 from runtime.checkpoint import read_checkpoint
 from runtime.full_state import full_states, step_of
 from runtime.run import load_summary
 from runtime.trainer import accumulation_steps
-from tests.support import ROOT, environment
+from tests.support import ROOT, compose_config, environment
 
 LARGE = "experiment=large_scale/qwen3_4b_"
 STAGE3 = "stage3_nce_resume7335_"
@@ -111,6 +113,30 @@ def test_the_arithmetic_of_the_plateau():
     assert one + 5e-5 == one == one - 5e-5
     assert 0.068 < 1371 * 5e-5 < 0.0695
     assert round(math.log(1 + 4 * math.exp(-2)), 2) == 0.43
+
+
+def test_plain_text_becomes_documents_in_blocks(tmp_path):
+    """experiment=block_text, on any model: a document begins with a block and ends with EOS."""
+    texts = ["a bc", "defghij", "klmnopqrstuvw", "xy"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    cfg = compose_config(
+        "experiment=block_text", "algo=masked_adapt", "model=tiny_causal", "data=text",
+        f"data.files={tmp_path}/a.jsonl", f"data.valid_files={tmp_path}/a.jsonl",
+        f"paths.cache_dir={tmp_path}/cache", "loader.global_batch_size=1",
+    )  # fmt: skip
+    data = LanguageData(cfg)
+    (batch,) = data.eval_loader("validation", rank=0, world=1)
+    ids_L, segment_L, response_L = (batch[k][0] for k in ("input_ids", "segment", "response"))
+    found = []
+    for number in range(len(texts)):
+        place_P = (segment_L == number).nonzero()[:, 0]
+        assert place_P[0] % 4 == 0 and len(place_P) % 4 == 0
+        # The EOS of a document is learnt, those that fill its last block are not.
+        answer_P = place_P[response_L[place_P] == 1]
+        after_P = ids_L[place_P[len(answer_P) :]]
+        assert (after_P == data.special.eos).all()
+        found.append(data.tokenizer.decode(ids_L[answer_P]))
+    assert sorted(found) == sorted(text + data.tokenizer.eos_token for text in texts)
 
 
 def run_recipe(folder: Path, script: str, *arguments: str, **variables: str) -> None:

@@ -1,10 +1,13 @@
 """Whole runs of the algorithms that write blocks, on a model of random weights: a second each."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import DictConfig
 
@@ -13,6 +16,7 @@ from dataloader import LanguageData
 from modes import train
 from opening import build_algorithm
 from refine import BlockModel
+from runtime.errors import Interrupted
 from tests.runs import EIGHT_STEPS
 from tests.support import compose_config
 
@@ -76,9 +80,11 @@ def configure(
     return compose_config(*chosen, run_dir=run_dir)
 
 
-def fit(folder: Path, run_dir: Path, name: str, *overrides: str) -> dict[str, float]:
+def fit(
+    folder: Path, run_dir: Path, name: str, *overrides: str, data: Any = chat
+) -> dict[str, float]:
     """A tiny run through mode=train."""
-    return train.run(configure(folder, run_dir, name, *overrides))
+    return train.run(configure(folder, run_dir, name, *overrides, data=data))
 
 
 def build(
@@ -103,3 +109,20 @@ def prepared(algorithm: BlockModel, batch: dict[str, Any], step: int = 0) -> dic
     batch = {**batch, "layout": algorithm.layout(batch)}
     batch["inputs"] = algorithm.corrupt(batch, step)
     return batch
+
+
+def interrupt(folder: Path, run_dir: Path, name: str, step: int, *overrides: str) -> None:
+    """A tiny run that gets SIGTERM in the second micro-batch of optimiser step number `step`."""
+    original, calls = Algorithm.training_step, []
+
+    def training_step(self: Algorithm, batch: dict[str, Any], batch_idx: int) -> Any:
+        calls.append(self.trainer.global_step == step - 1)
+        if sum(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Algorithm, "training_step", training_step)
+        with pytest.raises(Interrupted) as stop:
+            fit(folder, run_dir, name, *overrides)
+    assert stop.value.step == step

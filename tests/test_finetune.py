@@ -102,9 +102,6 @@ def test_plain_text_is_written_whole(folder):
         assert terms.weight == (written & ~begins).sum() > 200
 
 
-# Likelihoods and answers -------------------------------------------------------------------------
-
-
 def test_likelihoods_are_those_of_the_model(built):
     algorithm, _, _ = built
     pairs = [([5, 9, 20], [7, 8]), ([], [30, 31, 32]), ([40], [50])]
@@ -184,9 +181,6 @@ def test_what_nobody_defines_is_said():
         algorithm.generator(GenerationSettings())
     with pytest.raises(ConfigError, match="algo=mine: does not score continuations"):
         algorithm.loglikelihood([([1], [2])])
-
-
-# Runs --------------------------------------------------------------------------------------------
 
 
 def test_it_learns_and_the_rates_are_those_of_its_rows(folder, tmp_path):

@@ -161,9 +161,6 @@ def test_a_block_without_a_written_place_has_a_finite_score():
     assert torch.isfinite(found).all()
 
 
-# The scale ---------------------------------------------------------------------------------------
-
-
 def trained(made, steps=1371, rate=5e-5, beta2=0.999, gradients=None):
     """gamma after AdamW under a steady gradient, as nce.md 0.2 reckons."""
     optimizer = torch.optim.AdamW(

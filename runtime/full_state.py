@@ -143,6 +143,7 @@ def read_full_state(folder: Path, map_location: Any = "cpu") -> dict[str, Any]:
     meta = check_whole(folder)
 
     def part(name: str, kind: type) -> Any:
+        """What a file of the folder holds."""
         content = load_data(folder / name, map_location)
         if not isinstance(content, kind):
             found = type(content).__name__

@@ -134,6 +134,7 @@ KEYS: tuple[Key, ...] = (
     # blocks that are refined
     choice("algo.weighting", "bound", "uniform", **_OPTIONAL),
     flag("algo.complementary", **_OPTIONAL),
+    flag("algo.shards", **_OPTIONAL),
     integer("algo.max_passes", 1, **_OPTIONAL),
     number("algo.injection.start", "[0, 1]", **_OPTIONAL),
     number("algo.injection.end", "[0, 1]", **_OPTIONAL),

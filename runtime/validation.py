@@ -212,6 +212,11 @@ def is_sharded(cfg: DictConfig) -> bool:
 def _check_sharding(cfg: DictConfig) -> None:
     if not is_sharded(cfg):
         return
+    if not value_of(cfg, "algo.shards", True):
+        raise ConfigError(
+            f"trainer.strategy: algo={cfg.algo.name} has weights that cannot be sharded; allowed:"
+            " trainer=ddp (a frozen backbone in half precision: model.dtype=bfloat16)"
+        )
     every = value_of(cfg, "checkpointing.full_state_every_n_steps")
     if every is not None:
         raise ConfigError(

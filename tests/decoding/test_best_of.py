@@ -91,7 +91,9 @@ def rounds(table, best_of, refinement=GREEDY):
     return refined, list(best_of.rounds_of(table, refined, ROWS))
 
 
-@pytest.mark.parametrize("proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(1.0)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "proposal", [BeamBayes(2), BeamExact(), SoftmaxSampling(1.0)], ids=lambda p: p.name
+)
 def test_later_rounds_hold_what_was_swapped_and_refine_the_rest(proposal):
     table = Table(1)
     refined, found = rounds(table, BestOf(5, proposal, rounds=3))

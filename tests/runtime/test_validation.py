@@ -116,6 +116,12 @@ def test_right(overrides):
     assert complaint(compose_config(*overrides)) is None
 
 
+def test_a_scale_of_one_number_is_not_sharded():
+    cfg = compose_config("algo=nce", "model=tiny_causal", "trainer=fsdp", "training.ema=0")
+    with pytest.raises(ConfigError, match="algo=nce has weights that cannot be sharded"):
+        validate(cfg)
+
+
 def test_options_of_another_component_are_its_own_business():
     cfg = compose_config()
     cfg.model = OmegaConf.create({"_target_": "models.dit.DiT", "name": "mine", "length": 128})

@@ -23,6 +23,11 @@ EXPECTED = {
     "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
 }
 TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+# A kernel of its own takes twenty seconds; the script of every notebook runs by default.
+KERNELS = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "best_of_block" else name
+    for name in TWINS
+]
 LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
 
 
@@ -71,7 +76,7 @@ def test_script_runs_from_the_root(name, checkpoints):
     assert all(text in done.stdout for text in EXPECTED[name][0])
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_notebook_runs_from_its_folder(name, checkpoints, monkeypatch):
     monkeypatch.setenv("CHECKPOINT", str(checkpoints[name]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

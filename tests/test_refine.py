@@ -187,6 +187,21 @@ def test_earlier_passes_learn_nothing(draft, monkeypatch):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_injected_tokens_are_no_more_than_a_beginning(folder):
+    """They are read, but any rule may put something else there; what is given stays."""
+    algorithm, _, batch = build(folder, "draft_refine", "refine/commit=threshold")
+    layout, injected = batch["layout"], batch["inputs"]["injected"].flatten(0, 1)
+    reader, given = algorithm.reader(batch), ~layout.predict_BMS.flatten(0, 1)
+    state = algorithm._injected(reader, layout, batch["inputs"]["injected"])
+    assert torch.equal(state.committed_XS, given)
+    truth = layout.target_BMS.flatten(0, 1)
+    known = truth.masked_fill(~(given | injected), algorithm.special.mask)
+    assert torch.equal(state.inputs_XSD, algorithm.backbone.embed(known))
+    after, _ = algorithm.refinement.passes(reader, state, given, most=1)
+    changed = after.token_XS != truth
+    assert changed[injected].any() and not changed[given].any()
+
+
 def test_passes_and_injection_are_keyed_by_the_step(draft):
     algorithm, data, _ = draft
     rows = next(iter(data.train_loader(max_steps=1, accumulate=2)))

@@ -66,10 +66,13 @@ def test_a_batch_is_the_sum_of_its_rows(folder, name):
     algorithm, data, _ = scorer_of(folder, *KINDS[name])
     rows = next(iter(data.train_loader(max_steps=1, accumulate=2)))
     whole = algorithm.loss_terms(prepared(algorithm, rows, 3))
-    parts = []
+    parts, rounds = [], set()
     for row in range(4):
         part = {key: column[row : row + 1] for key, column in rows.items()}
-        parts.append(algorithm.loss_terms(prepared(algorithm, part, 3)))
+        batch = prepared(algorithm, part, 3)
+        parts.append(algorithm.loss_terms(batch))
+        rounds.add(len(rounds_of(algorithm, batch)[-1]))
+    assert len(rounds) == (2 if name == "select_each" else 1)
     assert whole.weight.item() == sum(part.weight.item() for part in parts) > 10
     assert whole.loss.item() == pytest.approx(sum(p.loss.item() for p in parts), rel=1e-4)
     alone = [float(part.row_losses[0]) for part in parts]

@@ -108,6 +108,7 @@ def test_the_comparison_can_fail(folder, straight, tmp_path, monkeypatch):
     assert not equal(state(tmp_path / "run"), state(straight("mdlm")))
 
 
+@pytest.mark.slow  # single disk calls are killed in tests/runtime/test_parts.py by default
 def test_kills_at_any_moment_leave_a_state_that_can_be_resumed(folder, tmp_path):
     """SIGKILL while a state is written after every step; each time, go on from the newest whole."""
     overrides = (f"{EVERY}=1", "trainer.max_steps=18", "checkpointing.every_n_steps=100",

@@ -55,7 +55,10 @@ def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["modle=tiny"], ["modle=tiny: no such key; did you mean mode", "block_size, bon, callbacks"]),
+        (
+            ["modle=tiny"],
+            ["modle=tiny: no such key; did you mean mode", "block_size, bon, callbacks"],
+        ),
         (["training.emma=0.5"], ["training.emma=0.5", "did you mean ema", "antithetic_sampling"]),
         (["model=huge"], ["model=huge: no such option; allowed: medium, nano, qwen3_0p6b, qwen3"]),
         (["experiment=nothing"], ["experiment=nothing: no such option", "bd3lm_cosine"]),
@@ -89,7 +92,7 @@ def test_help_is_short_useful_and_fast():
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 45
     for part in (
         "python main.py",
-        "algo: ar, bd3lm, dflash, mdlm",
+        "algo: ar, bd3lm, dflash, draft_refine, masked_adapt, mdlm, nce, sft_raw",
         "mode: acceptance_eval",
         "trainer: auto, cpu",
     ):

@@ -126,10 +126,10 @@ class BestOf:
     proposal: Proposal = field(default_factory=BeamBayes)
     score_agg: str = "lastround"
     rounds: int = 1
-    alpha: float = 0.1
+    alpha: float | int = 0.1
     form: str = "additive"
     pick: str = "argmax"
-    gumbel_temperature: float = 1.0
+    gumbel_temperature: float | int = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class CommitRule(Protocol):
         ...
 
 
-def _check_probability(key: str, value: float) -> None:
+def _check_probability(key: str, value: float | int) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"refine.commit.{key}={value}: allowed [0, 1]")
 
@@ -47,7 +47,7 @@ class PrefixThreshold:
         ValueError: a threshold outside [0, 1].
     """
 
-    threshold: float = 0.9
+    threshold: float | int = 0.9
     keeps = False
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Threshold:
         ValueError: a threshold outside [0, 1].
     """
 
-    threshold: float = 0.9
+    threshold: float | int = 0.9
     keeps = True
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class EntropyBound:
         ValueError: a negative bound.
     """
 
-    bound: float = 0.1
+    bound: float | int = 0.1
     keeps = True
 
     def __post_init__(self) -> None:

@@ -142,9 +142,9 @@ class SoftMask:
     """
 
     top: int = 3
-    scale: float = 1.0
-    steep: float = 2.0
-    centre: float = -1.0
+    scale: float | int = 1.0
+    steep: float | int = 2.0
+    centre: float | int = -1.0
 
     def __post_init__(self) -> None:
         _check_top(self.top)

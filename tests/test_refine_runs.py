@@ -198,7 +198,7 @@ def test_micro_batches_do_not_change_a_run(folder, tmp_path, name):
             "block_size=4: allowed are divisors of model.length=90",
         ),
         (("algo.lora={rank: 4}",), "algo.lora: "),
-        (("refine.commit.threshold=2.0",), "refine.commit.threshold=2.0: "),
+        (("refine.commit.threshold=2",), "refine.commit.threshold=2: "),
         (("refine.soft_inputs.top=0", "refine/soft_inputs=topk_soft"), "refine.soft_inputs.top=0"),
         (("algo.max_passes=0",), "algo.max_passes=0: wrong value"),
     ],

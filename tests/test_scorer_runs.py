@@ -241,7 +241,7 @@ WRONG = [
         (*KINDS["corrected"], "bon.score_agg=select_each"),
         "bon.score_agg=select_each: every pass has a q of its own",
     ),
-    (("bon.form=convex", "bon.alpha=2.0"), "bon.alpha=2.0: allowed 0 <= alpha <= 1"),
+    (("bon.form=convex", "bon.alpha=2"), "bon.alpha=2: allowed 0 <= alpha <= 1"),
     (("bon.score_agg=select_each", "bon.rounds=2"), "bon.rounds=2: allowed with bon.score_agg="),
     (("scorer.scale.init=200",), "scorer.scale.init=200: allowed"),
     (("nce.positive=worst",), "nce.positive=worst: wrong value"),

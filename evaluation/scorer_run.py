@@ -115,10 +115,8 @@ def _probed(scorer: Scorer, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     blocks = batch["input_ids"].shape[1] // scorer.block_size
     uniform_BK = keyed_uniform((scorer.seed, _PROBE), batch["index"].cpu(), blocks + 1)
     uniform_BK = uniform_BK.to(batch["input_ids"].device)
-    written_BN = torch.zeros_like(uniform_BK[:, 1:], dtype=torch.bool)
-    written_BN.scatter_(1, whole.block_BM, whole.exists_BM)
     # 1. one block of every row
-    order_BN = uniform_BK[:, 1:].masked_fill(~written_BN, 2.0).argsort(1).argsort(1)
+    order_BN = uniform_BK[:, 1:].masked_fill(~whole.written_BN, 2.0).argsort(1).argsort(1)
     layout = scorer.layout(batch, order_BN == 0)
     keep_B = layout.exists_BM[:, 0]
     batch = {**batch, "layout": layout}

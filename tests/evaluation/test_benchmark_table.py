@@ -33,7 +33,7 @@ def cells(markdown, run, benchmark):
 
 
 def test_the_published_tables_from_their_counts():
-    """Accuracies and differences as in the founding document, with the intervals that it lacks."""
+    """Accuracies and differences as in the published cards, with the intervals that it lacks."""
     stage2 = read_counts(PUBLISHED / "qwen3_4b_stage2_step7335.json")
     stage3 = read_counts(PUBLISHED / "qwen3_4b_stage3_nce_step8706.json")
     table = benchmark_table([stage3], stage2)

@@ -162,7 +162,7 @@ def test_a_block_without_a_written_place_has_a_finite_score():
 
 
 def trained(made, steps=1371, rate=5e-5, beta2=0.999, gradients=None):
-    """gamma after AdamW under a steady gradient, as nce.md 0.2 reckons."""
+    """gamma after AdamW under a steady gradient."""
     optimizer = torch.optim.AdamW(
         made.parameters(), lr=rate, betas=(0.9, beta2), eps=1e-8, weight_decay=0.0, fused=True
     )

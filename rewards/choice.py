@@ -38,6 +38,14 @@ class ChoiceGrader:
         Raises:
             ValueError: the item's answer is none of the letters.
         """
+        gold, letter = self._right(item), self.read(text)
+        return NO_ANSWER if letter is None else Verdict(letter == gold, letter)
+
+    def check(self, item: Item) -> None:
+        """Raise ValueError unless the item's answer is one of the letters."""
+        self._right(item)
+
+    def _right(self, item: Item) -> str:
         answer = needed(item, "answer", "choice")
         gold = self._alone.fullmatch(answer)
         if gold is None:
@@ -45,8 +53,7 @@ class ChoiceGrader:
                 f"grader=choice: item {item.get('id')!r}: answer={answer!r}; allowed:"
                 f" one of {', '.join(self.letters)}"
             )
-        letter = self.read(text)
-        return NO_ANSWER if letter is None else Verdict(letter == gold[1], letter)
+        return gold[1]
 
     def read(self, text: str) -> str | None:
         """The letter that a text chooses; None: it does not say."""

@@ -15,6 +15,10 @@ class ExactGrader:
             return NO_ANSWER
         return Verdict(said == needed(item, "answer", "exact").strip(), said)
 
+    def check(self, item: Item) -> None:
+        """Raise ValueError unless the item has an answer."""
+        needed(item, "answer", "exact")
+
     def fingerprint(self) -> dict[str, Any]:
         """Its name says everything."""
         return {"grader": "exact"}

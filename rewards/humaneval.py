@@ -39,9 +39,7 @@ class HumanEvalGrader:
 
     def grade(self, item: Item, text: str) -> Verdict:
         """Whether the program passes all tests of the problem."""
-        prompt, tests, name = (
-            needed(item, field, "humaneval") for field in ("question", "tests", "entry_point")
-        )
+        prompt, tests, name = _problem(item)
         code = extract_code(text, name)
         if code is None:
             return NO_ANSWER
@@ -57,12 +55,24 @@ class HumanEvalGrader:
             return Verdict(True, code)
         return Verdict(False, code, outcome.detail)
 
+    def check(self, item: Item) -> None:
+        """Raise ValueError unless the item is a problem with tests."""
+        _problem(item)
+
     def fingerprint(self) -> dict[str, Any]:
         """The limits and the version of Python."""
         return {
             "grader": "humaneval", "timeout_s": self.timeout_s, "memory_mb": self.memory_mb,
             "python": platform.python_version(),
         }  # fmt: skip
+
+
+def _problem(item: Item) -> tuple[str, str, str]:
+    """Prompt, tests and name of the function."""
+    prompt, tests, name = (
+        needed(item, field, "humaneval") for field in ("question", "tests", "entry_point")
+    )
+    return prompt, tests, name
 
 
 def extract_code(text: str, name: str) -> str | None:

@@ -59,6 +59,10 @@ class MathGrader:
         reason = "" if said.value["gold"] else f"the item's answer {gold!r} is not understood"
         return Verdict(said.value["correct"], found, reason)
 
+    def check(self, item: Item) -> None:
+        """Raise ValueError unless the item has an answer."""
+        needed(item, "answer", "math")
+
     def fingerprint(self) -> dict[str, Any]:
         """The limits, and the versions of what compares."""
         limits = {"timeout_s": self._judge.timeout_s, "memory_mb": self._judge.memory_mb}

@@ -55,6 +55,11 @@ class ReasoningGymGrader:
         reason = f"score {score:.2f}" if 0 < score < LEAST_SCORE else ""
         return Verdict(score >= LEAST_SCORE, answer, reason)
 
+    def check(self, item: Item) -> None:
+        """Raise ValueError unless the item has a task and a question."""
+        for field in ("task", "question"):
+            needed(item, field, "reasoning_gym")
+
     def fingerprint(self) -> dict[str, Any]:
         """The limits, the least score, and the versions of what scores."""
         return {

@@ -38,6 +38,14 @@ class Grader(Protocol):
         """
         ...
 
+    def check(self, item: Item) -> None:
+        """See that the item has what `grade` needs, before anybody has answered it.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+        ...
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine verdicts."""
         ...

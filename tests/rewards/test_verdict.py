@@ -83,3 +83,25 @@ def test_every_yaml_builds_its_grader(path):
     assert grader.fingerprint()["grader"] == path.stem
     options = {key for key in OmegaConf.load(path) if key not in ("name", "_target_")}
     assert options <= set(grader.fingerprint())
+
+
+# What graders need of an item, good and bad values of one field.
+NEEDED = {
+    "choice": ({"answer": "(B)"}, {"answer": "E"}),
+    "exact": ({"answer": "4"}, {"answer": 4}),
+    "humaneval": ({"question": "def f():", "tests": "", "entry_point": "f"}, {"tests": None}),
+    "math": ({"answer": "18"}, {"answer": 18}),
+    "reasoning_gym": ({"task": "chain_sum", "question": "1 + 1"}, {"task": None}),
+}
+
+
+@pytest.mark.parametrize("path", GRADERS, ids=lambda path: path.stem)
+def test_an_item_is_checked_before_it_is_answered_as_it_is_when_it_is_graded(path):
+    grader = instantiate(OmegaConf.load(path))
+    good, change = NEEDED[path.stem]
+    grader.check({"id": "x/1", **good})
+    ((field, value),) = change.items()
+    said = re.escape(f"grader={path.stem}: item 'x/1': {field}={value!r}; allowed: ")
+    for judge in (grader.check, lambda item: grader.grade(item, "4")):
+        with pytest.raises(ValueError, match=said):
+            judge({"id": "x/1", **good, **change})

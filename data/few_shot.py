@@ -66,7 +66,7 @@ class FewShot:
         alike: a field; an item's exemplars are then the first with its value there.
 
     Raises:
-        DataError: an option outside its range.
+        DataError: an option of another type or outside its range.
     """
 
     def __init__(
@@ -84,8 +84,12 @@ class FewShot:
     ) -> None:
         if format not in FORMATS:
             raise DataError(f"{key}.format={format}: allowed: {', '.join(FORMATS)}")
-        if shots < 0:
-            raise DataError(f"{key}.shots={shots}: allowed: an integer >= 0")
+        require_integer(f"{key}.shots", shots, 0)
+        texts = {"template": template, "answer": answer, "separator": separator,
+                 "instruction": instruction, "alike": "" if alike is None else alike}  # fmt: skip
+        for option, text in texts.items():
+            if not isinstance(text, str):
+                raise DataError(f"{key}.{option}={text}: allowed: a text")
         if QUESTION not in template:
             raise DataError(f"{key}.template={template!r}: allowed: a text with {QUESTION}")
         if alike is not None and exemplars is None:
@@ -191,6 +195,12 @@ class FewShot:
 
     def _fill(self, template: str, row: Row) -> str:
         return fill_fields(template, row, f"{self.key}.template")
+
+
+def require_integer(key: str, value: Any, low: int) -> None:
+    """Raise DataError unless the value of a key is an integer of at least `low`; a bool is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise DataError(f"{key}={value}: allowed: an integer >= {low}")
 
 
 def fill_fields(template: str, row: Mapping[str, Any], key: str) -> str:

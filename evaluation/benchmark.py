@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data.errors import DataError
-from data.few_shot import CHAT, TEXT, FewShot, Prompt
+from data.few_shot import CHAT, TEXT, FewShot, Prompt, require_integer
 from data.prompt_sets import QUESTION, PromptSet
 from decoding.generate import GenerationSettings
 
@@ -24,7 +24,7 @@ class Benchmark:
             prompts (`data.few_shot.FewShot`).
 
     Raises:
-        DataError: an option outside its range.
+        DataError: an option of another type or outside its range.
     """
 
     def __init__(
@@ -45,11 +45,18 @@ class Benchmark:
         alike: str | None = None,
     ) -> None:
         key = f"benchmark.{name}"
-        for option, value in (("max_new_tokens", max_new_tokens), ("limit", limit)):
-            if value is not None and value < 1:
-                raise DataError(f"{key}.{option}={value}: allowed: an integer >= 1")
-        if not all(isinstance(text, str) and text for text in stop):
-            raise DataError(f"{key}.stop={list(stop)}: allowed: a list of texts")
+        require_integer(f"{key}.max_new_tokens", max_new_tokens, 1)
+        if limit is not None:
+            require_integer(f"{key}.limit", limit, 1)
+        # A text is a sequence as well, of texts of one letter.
+        listed = isinstance(stop, list | tuple)
+        if not listed or not all(isinstance(text, str) and text for text in stop):
+            raise DataError(f"{key}.stop={stop}: allowed: a list of texts")
+        if not all(hasattr(grader, method) for method in ("check", "grade", "fingerprint")):
+            raise DataError(
+                f"{key}.grader={grader}: allowed: a choice of the group grader, or a _target_ with"
+                " check, grade and fingerprint (rewards.verdict.Grader)"
+            )
         self.name, self.grader, self.limit = name, grader, limit
         self.max_new_tokens, self.stop = max_new_tokens, () if format == CHAT else tuple(stop)
         self.few_shot = FewShot(
@@ -62,9 +69,19 @@ class Benchmark:
         return self.few_shot.expected
 
     def make_prompts(self, limit: int | None = None) -> list[Prompt]:
-        """The prompts, in order; `limit` counts where the benchmark has no limit of its own."""
+        """The prompts, in order; `limit` counts where the benchmark has no limit of its own.
+
+        Raises:
+            DataError: they cannot be made, or the grader could not judge an answer to one.
+        """
         first = self.limit if self.limit is not None else limit
-        return self.few_shot.prompts()[:first]
+        prompts = self.few_shot.prompts()[:first]
+        for prompt in prompts:
+            try:
+                self.grader.check(prompt.row)
+            except ValueError as error:
+                raise DataError(f"{self.few_shot.key}.prompts: {error}") from error
+        return prompts
 
     def settings(self, settings: GenerationSettings) -> GenerationSettings:
         """The settings of a run with the ends of this benchmark's answers."""

@@ -15,10 +15,17 @@ DROPPED = ("products", "simple_equations", "gsm_symbolic", "spell_backward", "le
            "calendar_arithmetic", "family_relationships", "sentence_reordering")  # fmt: skip
 TOY = "tests.plugins.toy_benchmark.LastWordGrader"
 TINY = ("model=tiny_causal", "model.num_hidden_layers=2", "model.dtype=float64", "trainer=cpu")
+
+
+def toy_grader(benchmark: str) -> tuple[str, str]:
+    """In the place of a benchmark's own, of which no option is left."""
+    return f"~{benchmark}.grader", f"+{benchmark}.grader={{_target_:{TOY}}}"
+
+
 OPTIONS = (
     "mode=benchmark_eval", f"{GYM}.prompts.held_out_size=6", f"{GYM}.exemplars.train_size=2",
     *(f"~{GYM}.prompts.tasks.{task}" for task in DROPPED),
-    f"{GYM}.grader={{_target_:{TOY}}}", f"{GYM}.max_new_tokens=20", "mode.batch_size=4",
+    *toy_grader(GYM), f"{GYM}.max_new_tokens=20", "mode.batch_size=4",
 )  # fmt: skip
 
 
@@ -34,6 +41,21 @@ def configured(folder: Path, *overrides: str, **options: Any) -> DictConfig:
     cfg = compose_config(*gym(*overrides, **options), run_dir=folder)
     validate(cfg)
     return cfg
+
+
+def gsm8k_files(folder: Path) -> tuple[str, ...]:
+    """Six exemplars and five items of GSM8K as files, and the arguments for them."""
+    for name, start, count in (("train", 0, 6), ("test", 100, 5)):
+        rows = [
+            {"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"}
+            for n in range(start, start + count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (
+        f"benchmark.gsm8k.prompts.table.files={folder}/test.jsonl",
+        f"benchmark.gsm8k.exemplars.table.files={folder}/train.jsonl",
+        *toy_grader("benchmark.gsm8k"), "benchmark.gsm8k.max_new_tokens=8",
+    )  # fmt: skip
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from data.errors import DataError
 from evaluation.benchmark import Benchmark
+from rewards.exact import ExactGrader
 from runtime.config import instantiate
-from tests.support import compose_config
+from tests.support import ROOT, compose_config
 
 # Items, shots and format as in the published table.
 PUBLISHED = {
@@ -21,6 +23,10 @@ PUBLISHED = {
 def made(name, *overrides) -> Benchmark:
     prefixed = [f"benchmark.{name}.{override}" for override in overrides]
     return instantiate(compose_config(f"benchmark={name}", *prefixed).benchmark[name])
+
+
+def stem(path):
+    return path.stem
 
 
 def write(path, rows):
@@ -40,6 +46,21 @@ def test_counts_and_shots_are_the_published_ones(name):
     benchmark = made(name)
     assert (benchmark.expected, benchmark.few_shot.shots) == PUBLISHED[name]
     assert benchmark.few_shot.format == "text" and benchmark.limit is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=stem)
+def test_graders_are_choices_of_their_group_with_all_options(path):
+    pytest.importorskip("math_verify", reason="needs the package math-verify")
+    pytest.importorskip("reasoning_gym", reason="needs the package reasoning_gym")
+    key = f"benchmark.{path.stem}.grader"
+    node = compose_config(f"benchmark={path.stem}").benchmark[path.stem].grader
+    group = {one.stem: OmegaConf.load(one) for one in (ROOT / "configs" / "grader").glob("*.yaml")}
+    assert node in group.values()
+    for option in node.keys() & {"timeout_s", "memory_mb"}:
+        cfg = compose_config(f"benchmark={path.stem}", f"{key}.{option}=4321")
+        assert instantiate(cfg.benchmark[path.stem].grader).fingerprint()[option] == 4321
+    other = compose_config(f"benchmark={path.stem}", f"grader@{key}=exact").benchmark[path.stem]
+    assert isinstance(instantiate(other.grader), ExactGrader)
 
 
 def test_gsm8k(tmp_path):

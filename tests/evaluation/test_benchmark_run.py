@@ -118,7 +118,8 @@ class Table:
 
 def benchmark(**options):
     prompt_set = TablePrompts("set", Table(), "q", keep={"answer": "a"})
-    return Benchmark("toy", LastWordGrader(), prompt_set, **({"max_new_tokens": 9} | options))
+    given = {"grader": LastWordGrader(), "prompts": prompt_set, "max_new_tokens": 9} | options
+    return Benchmark("toy", **given)
 
 
 def test_a_benchmark_ends_answers_and_counts_items():
@@ -143,6 +144,13 @@ def test_a_benchmark_ends_answers_and_counts_items():
         ({"max_new_tokens": 0}, r"benchmark\.toy\.max_new_tokens=0: allowed: an integer >= 1"),
         ({"limit": 0}, r"benchmark\.toy\.limit=0: allowed"),
         ({"stop": ["a", ""]}, r"benchmark\.toy\.stop=\['a', ''\]: allowed: a list of texts"),
+        ({"stop": "Question:"}, r"benchmark\.toy\.stop=Question:: allowed: a list of texts"),
+        ({"stop": None}, r"benchmark\.toy\.stop=None: allowed: a list of texts"),
+        ({"max_new_tokens": "abc"}, r"toy\.max_new_tokens=abc: allowed: an integer >= 1"),
+        ({"max_new_tokens": None}, r"toy\.max_new_tokens=None: allowed: an integer >= 1"),
+        ({"limit": True}, r"toy\.limit=True: allowed: an integer >= 1"),
+        ({"limit": 1.5}, r"toy\.limit=1\.5: allowed: an integer >= 1"),
+        ({"grader": {"a": 1}}, r"toy\.grader=\{'a': 1\}: allowed: a choice of the group grader"),
         ({"shots": -1}, r"benchmark\.toy\.shots=-1: allowed"),
     ],
 )

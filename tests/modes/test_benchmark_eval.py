@@ -18,7 +18,7 @@ from modes.benchmark_eval import run
 from runtime.errors import ConfigError
 from runtime.run import load_summary
 from runtime.validation import validate
-from tests.benchmark_runs import GYM, TINY, TOY, configured, gym, rows_of
+from tests.benchmark_runs import GYM, TINY, configured, gsm8k_files, gym, rows_of
 from tests.decoding.servers import answer_server
 from tests.small import small_model
 from tests.support import ROOT, command, compose_config, environment
@@ -111,20 +111,6 @@ def test_other_answers_are_refused(tmp_path):
     # Greedy answers depend on neither.
     items = f"{GYM}.prompts.seed=1"
     run(configured(tmp_path, "mode.limit=1", "seed=2", items, "mode.batch_size=1"))
-
-
-def gsm8k_files(folder):
-    for name, start, count in (("train", 0, 6), ("test", 100, 5)):
-        rows = [
-            {"question": f"What is {n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"}
-            for n in range(start, start + count)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return (
-        f"benchmark.gsm8k.prompts.table.files={folder}/test.jsonl",
-        f"benchmark.gsm8k.exemplars.table.files={folder}/train.jsonl",
-        f"benchmark.gsm8k.grader={{_target_:{TOY}}}", "benchmark.gsm8k.max_new_tokens=8",
-    )  # fmt: skip
 
 
 def test_several_benchmarks_in_one_run_and_one_more_later(tmp_path):

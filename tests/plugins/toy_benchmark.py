@@ -62,6 +62,11 @@ class LastWordGrader:
             found, wanted = found.lower(), wanted.lower()
         return LastWord(found == wanted, found, "the last word")
 
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the item has an answer."""
+        if not isinstance(item.get("answer"), str):
+            raise ValueError(f"item {item['id']!r}: answer={item.get('answer')!r}; allowed: a text")
+
     def fingerprint(self) -> Any:
         """The option."""
         return {"last word": self.ignore_case}

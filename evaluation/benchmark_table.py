@@ -46,6 +46,7 @@ class Result:
     def of_rows(cls, rows: Sequence[Item], **about: Any) -> "Result":
         """Of the rows of one benchmark."""
         by_id = {row["id"]: row for row in rows}
+        assert len(by_id) == len(rows), "whoever reads rows refuses an id that is there twice"
         return cls(sum(row["correct"] for row in rows), len(rows), by_id, **about)
 
 

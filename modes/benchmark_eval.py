@@ -4,21 +4,19 @@
 as its algorithm decodes.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from data.few_shot import Prompt
 from data.fingerprint import fingerprint
-from data.journal import Journal, encode_row
-from data.storage import atomic_file, exclusive
+from data.journal import Journal
+from data.storage import exclusive
 from decoding.generate import GenerationSettings, Generator
 from evaluation.benchmark import Benchmark
-from evaluation.benchmark_report import markdown, score_cells
 from evaluation.benchmark_run import (
     Answered,
     Encode,
@@ -29,8 +27,16 @@ from evaluation.benchmark_run import (
     score,
     with_verdict,
 )
-from evaluation.comparison import flatten
-from evaluation.tables import text_table
+from modes.benchmark_folder import (
+    FOLDER,
+    PARTIAL,
+    RESULT,
+    Finished,
+    claim_folder,
+    is_same,
+    read_results,
+    write_results,
+)
 from modes.sample_eval import sampling_device
 from opening import open_checkpoint
 from rewards.verdict import grade_many
@@ -38,15 +44,8 @@ from runtime.checkpoint import provenance
 from runtime.config import ROOT, instantiate, to_plain
 from runtime.errors import ConfigError
 from runtime.progress import counting
-from runtime.run import write_config, write_json, write_provenance
+from runtime.run import write_config, write_provenance
 from runtime.shared_target import open_target
-
-# Answers as they come; answers with verdicts, in the order of the items; what the answers depend
-# on; and the scores.
-PARTIAL, ITEMS, CONDITIONS, RESULT = (
-    "partial.jsonl", "items.jsonl", "conditions.json", "benchmark.json",
-)  # fmt: skip
-FOLDER = "paths.run_dir"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     Every answer is kept in `partial.jsonl` as it comes, and a run in the same folder goes on from
     there; items without an answer are then tried again. `items.jsonl` has a row per item with its
-    verdict, in order; `benchmark.json` and `.md` the scores.
+    verdict, in order; `benchmark.json` and `.md` the scores. Results of other benchmarks that are
+    there already stay.
 
     Returns:
         per benchmark `benchmark/NAME/`: accuracy, its 95 % interval low and high (Wilson), correct,
@@ -78,13 +78,16 @@ def run(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: no benchmark, a model that cannot answer, or a folder with answers of another
             model, prompt or setting.
-        DataError: items or exemplars that cannot be had.
+        DataError: items or exemplars that cannot be had, or an item that its grader cannot judge;
+            before anything is answered.
     """
     tasks = tasks_of(cfg)
     prompts = {name: task.make_prompts(cfg.mode.limit) for name, task in tasks.items()}
     check_ids(prompts)
     run_dir = Path(cfg.paths.run_dir)
     with exclusive(run_dir / PARTIAL, FOLDER):
+        is_more = (run_dir / RESULT).is_file()
+        earlier = read_results(run_dir, without=tasks)[1] if is_more else {}
         model, cfg = open_model(cfg)
         settings = settings_of(cfg)
         generators = {
@@ -94,10 +97,11 @@ def run(cfg: DictConfig) -> dict[str, float]:
             name: {"model": generators[name].identity(), **task.conditions(settings)}
             for name, task in tasks.items()
         }
-        claim_folder(run_dir, conditions)
-        write_config(run_dir, cfg)
-        write_provenance(run_dir, provenance(cfg, fingerprint(conditions)))
         with Journal(run_dir / PARTIAL) as journal:
+            same = [name for name in tasks if is_same(name, prompts[name], journal)]
+            order = claim_folder(run_dir, conditions, earlier, same)
+            write_config(run_dir, cfg)
+            write_provenance(run_dir, provenance(cfg, fingerprint(conditions)))
             fresh = {
                 name: answer(name, prompts[name], generators[name], journal, model.encode)
                 for name in tasks
@@ -106,9 +110,15 @@ def run(cfg: DictConfig) -> dict[str, float]:
                 name: graded(task, prompts[name], journal, fresh[name], cfg.mode.workers)
                 for name, task in tasks.items()
             }
-        write_items(run_dir / ITEMS, rows)
-    scores = {name: score(rows[name], task.expected, fresh[name]) for name, task in tasks.items()}
-    report(run_dir, cfg.mode.label or run_dir.name, tasks, conditions, scores)
+        scores = {
+            name: score(rows[name], task.expected, fresh[name]) for name, task in tasks.items()
+        }
+        results = earlier | {
+            name: Finished(rows[name], scores[name], task.grader.fingerprint(), conditions[name])
+            for name, task in tasks.items()
+        }
+        ordered = {name: results[name] for name in order if name in results}
+        write_results(run_dir, cfg.mode.label or run_dir.name, ordered)
     return metrics_of(scores)
 
 
@@ -126,6 +136,9 @@ def tasks_of(cfg: DictConfig) -> dict[str, Benchmark]:
         )
     tasks: dict[str, Benchmark] = {}
     for key, node in cfg.benchmark.items():
+        # By itself as well, which names an option that the grader does not have.
+        if isinstance(node.get("grader"), DictConfig):
+            instantiate(node.grader)
         task: Benchmark = instantiate(node)
         if task.name in tasks:
             raise ConfigError(f"benchmark.{key}.name={task.name}: another one is called so, too")
@@ -192,34 +205,6 @@ def _checkpoint(cfg: DictConfig) -> tuple[Model, DictConfig]:
     ), cfg
 
 
-def claim_folder(run_dir: Path, conditions: Mapping[str, Any]) -> None:
-    """Note what the answers here depend on, or see that it is what they were begun with.
-
-    Raises:
-        ConfigError: the first difference of a benchmark that the folder has answers of, or answers
-            of nobody knows what.
-    """
-    path, partial = run_dir / CONDITIONS, run_dir / PARTIAL
-    is_begun = partial.is_file() and partial.stat().st_size > 0
-    if is_begun and not path.is_file():
-        raise ConfigError(
-            f"{FOLDER}={run_dir}: answers without {CONDITIONS}, which says whose they are; allowed:"
-            " another folder"
-        )
-    before = json.loads(path.read_text()) if is_begun else {}
-    # As JSON has it: a tuple comes back as a list.
-    facts = json.loads(json.dumps(conditions))
-    for name in facts.keys() & before.keys():
-        old, new = flatten(before[name]), flatten(facts[name])
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                raise ConfigError(
-                    f"{FOLDER}={run_dir}: {name} was begun with {key}={json.dumps(old.get(key))},"
-                    f" now {json.dumps(new.get(key))}; allowed: the same, or another folder"
-                )
-    write_json(path, {**before, **facts})
-
-
 def answer(
     name: str,
     prompts: Sequence[Prompt],
@@ -251,44 +236,6 @@ def graded(
         found = grade_many(task.grader, pairs, workers, tick)
     verdicts = dict(zip(answered, found, strict=True))
     return [with_verdict(row, verdicts.get(n)) for n, row in enumerate(rows)]
-
-
-def write_items(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
-    """All rows, benchmark after benchmark."""
-    with atomic_file(path, FOLDER) as file:
-        for of_task in rows.values():
-            for row in of_task:
-                file.write(encode_row(row))
-
-
-def report(
-    run_dir: Path,
-    label: str,
-    tasks: Mapping[str, Benchmark],
-    conditions: Mapping[str, Any],
-    scores: Mapping[str, Score],
-) -> None:
-    """benchmark.json, which mode=benchmark_table reads, benchmark.md, and the terminal."""
-    found = {
-        name: {
-            "score": asdict(scores[name]),
-            "grader": task.grader.fingerprint(),
-            "conditions": conditions[name],
-        }
-        for name, task in tasks.items()
-    }
-    write_json(run_dir / RESULT, {"label": label, "benchmarks": found})
-    header, cells = score_cells(scores)
-    incomplete = [
-        f"{name}: {one.items} items; the complete benchmark has {one.expected}"
-        for name, one in scores.items()
-        if one.expected not in (None, one.items)
-    ]
-    notes = "".join(f"- {line}\n" for line in incomplete)
-    text = f"# {label}\n\n{markdown(header, cells)}\n{notes}"
-    (run_dir / "benchmark.md").write_text(text, encoding="utf-8")
-    print(text_table(header, cells))
-    print(notes, end="")
 
 
 def metrics_of(scores: Mapping[str, Score]) -> dict[str, float]:

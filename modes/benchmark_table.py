@@ -1,6 +1,6 @@
 """mode=benchmark_table: models side by side: `mode.runs=[nce] mode.baseline=stage2`."""
 
-import json
+import glob
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,18 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from data.errors import DataError
-from data.files import read_objects
 from evaluation.benchmark_report import comparison_markdown, comparison_text, plot_table
 from evaluation.benchmark_table import BenchmarkRun, BenchmarkTable, Result, benchmark_table
-from modes.benchmark_eval import ITEMS, RESULT
+from modes.benchmark_folder import read_json, read_results
 from modes.compare import run_folders, show_list
 from runtime.errors import ConfigError
 from runtime.run import write_json
 
 ALLOWED = "folders of finished mode=benchmark_eval runs, or .json files of published counts"
-# What a row of items.jsonl must have to be compared.
-FIELDS = {"id", "task", "prompt_hash", "correct", "error", "finish", "num_tokens", "work"}
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -56,11 +52,22 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
 
 def _places(patterns: Sequence[str], own: Path) -> list[Path]:
-    """Files of counts, then folders, in the order given."""
+    """Folders, and files of counts, in the order given; a glob's in the order of their names.
+
+    Raises:
+        ConfigError: a folder that is not there, or a glob of files that fits none.
+    """
     places: list[Path] = []
     for pattern in patterns:
         file = Path(pattern).expanduser()
-        places += [file] if file.suffix == ".json" else run_folders([pattern], own)
+        if file.suffix != ".json":
+            places += run_folders([pattern], own)
+            continue
+        is_glob = glob.has_magic(pattern) and not file.is_file()
+        found = sorted(map(Path, glob.glob(str(file), recursive=True))) if is_glob else [file]
+        if not found:
+            raise ConfigError(f"mode.runs={pattern}: no such files; allowed: {ALLOWED}")
+        places += found
     return list(dict.fromkeys(places))
 
 
@@ -69,30 +76,17 @@ def read_run(place: Path) -> BenchmarkRun:
 
     Raises:
         ConfigError: it is neither.
+        DataError: a row of its items, by file and line.
     """
     if place.suffix == ".json":
         return read_counts(place)
-    found = _read_json(place / RESULT)
-    try:
-        label, about = str(found["label"]), dict(found["benchmarks"])
-        expected = {name: one["score"]["expected"] for name, one in about.items()}
-        settings = {name: one["conditions"]["settings"] for name, one in about.items()}
-    except (LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{place / RESULT}: damaged; allowed: {ALLOWED}") from error
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in about}
-    for where, row in read_objects(place / ITEMS):
-        if not row.keys() >= FIELDS or row["task"] not in rows:
-            raise DataError(f"{where}: no row of {RESULT}'s benchmarks; run mode=benchmark_eval")
-        rows[row["task"]].append(row)
-    for name, of_task in rows.items():
-        if len(of_task) != about[name]["score"]["items"]:
-            raise DataError(f"{place / ITEMS}: {len(of_task)} rows of {name}, {RESULT} has another"
-                            " number; run mode=benchmark_eval again")  # fmt: skip
+    label, found = read_results(place)
     return BenchmarkRun(label, {
         name: Result.of_rows(
-            of_task, grader=about[name]["grader"], settings=settings[name], expected=expected[name]
+            one.rows, grader=one.grader, settings=one.conditions["settings"],
+            expected=one.score.expected,
         )
-        for name, of_task in rows.items()
+        for name, one in found.items()
     })  # fmt: skip
 
 
@@ -102,7 +96,7 @@ def read_counts(path: Path) -> BenchmarkRun:
     Raises:
         ConfigError: the file is not there or holds something else.
     """
-    found = _read_json(path)
+    found = read_json(path, ALLOWED)
     wanted = '{"label": NAME, "counts": {BENCHMARK: [CORRECT, ITEMS], ...}}'
     results: dict[str, Result] = {}
     counts = found.get("counts")
@@ -114,18 +108,6 @@ def read_counts(path: Path) -> BenchmarkRun:
     if not results or not isinstance(found.get("label"), str):
         raise ConfigError(f"{path}: no label or no counts; allowed: {wanted}")
     return BenchmarkRun(found["label"], results)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({type(error).__name__}); allowed: {ALLOWED}"
-        ) from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: no JSON object; allowed: {ALLOWED}")
-    return found
 
 
 def plain_table(table: BenchmarkTable) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data.errors import DataError
 from modes import benchmark_table
 from modes.benchmark_eval import run
 from runtime.errors import ConfigError
@@ -60,6 +61,16 @@ def test_a_table_of_published_counts(tmp_path):
     assert "- as published" in (tmp_path / "table" / "benchmark_table.md").read_text()
 
 
+def test_a_glob_of_published_counts(tmp_path):
+    for name in "abc":
+        counts = {"label": name, "counts": {"toy": [1, 2]}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(counts))
+    metrics = table(tmp_path, f"mode.runs='{tmp_path}/*.json'", f"mode.baseline={tmp_path}/b.json")
+    assert [key for key in metrics if key.startswith("delta/")] == ["delta/a/toy", "delta/c/toy"]
+    with pytest.raises(ConfigError, match=r"mode\.runs=.*/x\*\.json: no such files; allowed: fold"):
+        table(tmp_path, f"mode.runs='{tmp_path}/x*.json'", f"mode.baseline={tmp_path}/b.json")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -88,5 +99,5 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(ValueError, match=r"1 rows of reasoning_gym, benchmark\.json has another"):
         benchmark_table.read_run(tmp_path / "run")
     items.write_text('{"id": "a"}\n')
-    with pytest.raises(ValueError, match=r"items\.jsonl:1: no row of benchmark\.json"):
+    with pytest.raises(DataError, match=r"items\.jsonl:1: task=null; allowed: a text \(what"):
         benchmark_table.read_run(tmp_path / "run")

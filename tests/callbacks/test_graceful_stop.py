@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,8 +12,10 @@ from callbacks.metrics_csv import read_metrics
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import Interrupted
 from runtime.run import load_summary
+from tests.forks import Fork
 from tests.plugins import toy_train
-from tests.support import ROOT, TOY, command, environment, run_main, toy_config
+from tests.support import TOY, toy_config
+from tests.test_two_ranks import launch
 
 
 class Trainer:
@@ -98,21 +99,15 @@ def test_no_handler_is_left_after_a_failed_run(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def start(run_dir: Path, *overrides: str) -> subprocess.Popen:
+def start(run_dir: Path, *overrides: str) -> Fork:
     """Start a slow toy run, and wait until it has logged its second step."""
-    process = subprocess.Popen(
-        command(*TOY, f"paths.run_dir={run_dir}", "mode.pause=0.1", *overrides),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = (*TOY, f"paths.run_dir={run_dir}", "mode.pause=0.05", *overrides)
+    process = Fork(*arguments, said=run_dir / "said.txt")
     table, deadline = run_dir / "metrics.csv", time.monotonic() + 90
     while not (table.is_file() and len(read_metrics(table)) >= 2):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), process.errors()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
     return process
 
 
@@ -120,9 +115,8 @@ def start(run_dir: Path, *overrides: str) -> subprocess.Popen:
 def test_sigterm_saves_exits_143_and_resumes_exactly(tmp_path):
     process = start(tmp_path)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert errors.strip().splitlines()[-1] == "Interrupted: stopped by SIGTERM"
+    assert process.wait() == 143
+    assert process.errors().strip().splitlines()[-1] == "Interrupted: stopped by SIGTERM"
     summary = load_summary(tmp_path)
     saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"]
     assert summary["status"] == "interrupted" and summary["steps"] == saved >= 2
@@ -137,23 +131,24 @@ def test_sigterm_saves_exits_143_and_resumes_exactly(tmp_path):
 def test_ctrl_c_with_loader_workers_exits_130(tmp_path):
     process = start(tmp_path, "loader.num_workers=1")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.wait() == 130, process.errors()
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] >= 2
+
+
+def go_on(rank: int, run_dir: Path, *overrides: str) -> None:
+    toy_train.run(toy_config(run_dir, *overrides))
 
 
 @pytest.mark.timeout(180)
 def test_two_ranks_stop_together_when_one_is_told(tmp_path):
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "loader.batch_size=2")
-    process = start(tmp_path, *two)
+    process = start(tmp_path, *two)  # which starts the other rank
     process.terminate()  # rank 0 only
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 143, errors
+    assert process.wait() == 143, process.errors()
     saved = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    assert len(saved["random_states"]) == 2
+    assert len(saved["random_states"]) == 2 and saved["global_step"] < 10
 
-    done = run_main(*TOY, *two, f"paths.run_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert load_summary(tmp_path)["steps"] == 10
+    launch(go_on, tmp_path, *two)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 10
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows if "lr" in row] == list(range(1, 11))

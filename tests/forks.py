@@ -1,0 +1,66 @@
+"""`python main.py` in a forked process: a real one to signal and to kill, seconds of imports less."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.runs import call_main
+from tests.support import ROOT, environment
+
+
+class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, name-defined]
+    """main.py with arguments, from its first line, in a copy of this process and its modules.
+
+    It has a session of its own, as what a terminal starts has: `os.killpg` reaches its children.
+    Its errors go to the file `said`, its output to one beside it that ends in .out. `before` runs
+    in it ahead of main.py.
+    """
+
+    def __init__(
+        self, *arguments: str, said: Path, before: Callable[[], None] = lambda: None,
+        **variables: str,
+    ) -> None:  # fmt: skip
+        super().__init__(args=arguments)
+        self.said, self.before, self.variables = said, before, variables
+        self.start()
+
+    def run(self) -> None:
+        """In the child: begin as a new process would, and end with the exit code of main.py."""
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.chdir(ROOT)
+        variables = environment(**self.variables)
+        os.environ.clear()
+        os.environ.update(variables)
+        for number, path in ((1, self.said.with_suffix(".out")), (2, self.said)):
+            with path.open("w") as file:
+                os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
+        self.before()
+        sys.exit(call_main(self._args))
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code; minus the number of a signal that ended it."""
+        self.join(seconds)
+        assert self.exitcode is not None, f"still runs: {self.errors()}"
+        return self.exitcode
+
+    def errors(self) -> str:
+        """What it has said of errors so far."""
+        return self.said.read_text() if self.said.is_file() else ""
+
+
+def fork_main(*arguments: str, said: Path, **variables: str) -> subprocess.CompletedProcess:
+    """`run_main` in a fork."""
+    child = Fork(*arguments, said=said, **variables)
+    code = child.wait()
+    output = said.with_suffix(".out").read_text()
+    return subprocess.CompletedProcess(arguments, code, output, child.errors())

@@ -56,11 +56,32 @@ class Respondent:
     stop_ids: tuple[int, ...]
 
 
+def without_padding(requests: Sequence[Instance]) -> tuple[list[Instance], list[int]]:
+    """The requests that are meant, and for every request given the place of the one to answer it.
+
+    The harness gives all ranks as many requests by repeating a rank's last one beyond its
+    `repeats`, for models whose ranks wait for each other. Here they do not, and what is asked twice
+    would be counted twice.
+    """
+    meant: list[Instance] = []
+    places: list[int] = []
+    times: Counter[int] = Counter()
+    last: dict[int, int] = {}
+    for request in requests:
+        times[id(request)] += 1
+        if times[id(request)] <= (request.repeats or 1):
+            last[id(request)] = len(meant)
+            meant.append(request)
+        places.append(last[id(request)])
+    return meant, places
+
+
 @register_model(NAME)
 class HarnessModel(TemplateLM):
     """The harness's view of a model.
 
-    Where `torch.distributed` runs, the harness gives every rank its share of the requests.
+    Where `torch.distributed` runs, the harness gives every rank its share of the requests, padded
+    (`without_padding`).
 
     Args:
         respondent: the model.
@@ -153,6 +174,7 @@ class HarnessModel(TemplateLM):
         Raises:
             DataError: options of a task that no model here has.
         """
+        requests, places = without_padding(requests)
         asked = self._questions(requests)
         by_settings: dict[GenerationSettings, list[GenerationRequest]] = defaultdict(list)
         for question, settings in asked:
@@ -169,13 +191,15 @@ class HarnessModel(TemplateLM):
             result = results[question.id]
             self._note(request, result)
             answers.append(cut_before(result.text, settings.stop_strings))
-        return answers
+        return [answers[place] for place in places]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
         """log p(continuation | context) of every request in nats, and whether it is greedy."""
-        return super().loglikelihood(requests, disable_tqdm=True)
+        requests, places = without_padding(requests)
+        values = super().loglikelihood(requests, disable_tqdm=True)
+        return [values[place] for place in places]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -184,6 +208,7 @@ class HarnessModel(TemplateLM):
 
         A text longer than the model is read in windows, each token predicted once.
         """
+        requests, places = without_padding(requests)
         windows: list[Pair] = []
         owner: list[int] = []
         for place, request in enumerate(requests):
@@ -197,7 +222,7 @@ class HarnessModel(TemplateLM):
         totals = [0.0] * len(requests)
         for place, (value, _) in zip(owner, self._score(windows), strict=True):
             totals[place] += value
-        return totals
+        return [totals[place] for place in places]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

@@ -181,7 +181,8 @@ def open_model(cfg: DictConfig) -> tuple[Model, DictConfig]:
     if "mask_token" not in cfg.model:
         raise ConfigError(
             f"model={cfg.model.get('name')}: not a model that answers; allowed: tiny_causal,"
-            " smollm2, qwen3_0p6b, qwen3_4b, mode/backend=server, or eval.checkpoint_path=..."
+            " smollm2, qwen3_0p6b, qwen3_4b, qwen3_4b_base, mode/backend=server, or"
+            " eval.checkpoint_path=..."
         )
     target = open_target(cast(dict, to_plain(cfg.model)))
     node = OmegaConf.create(backend)

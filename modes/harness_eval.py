@@ -80,6 +80,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
     from evaluation.harness_run import load_tasks, merged_notes, numbers, run_tasks, total_counts
 
     options = options_of(cfg)
+    if options.allow_code:
+        # The library that judges code for the harness asks for leave of its own, at import already.
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     tasks = to_plain(cfg.mode)["tasks"]
     names = [tasks] if isinstance(tasks, str) else tasks
     loaded = load_tasks(names, cfg.mode.include_path)
@@ -129,7 +132,7 @@ def open_respondent(cfg: DictConfig) -> tuple["Respondent", DictConfig]:
     if "mask_token" not in cfg.model:
         raise ConfigError(
             f"model={cfg.model.get('name')}: not a model that answers; allowed: tiny_causal,"
-            " smollm2, qwen3_0p6b, qwen3_4b, or eval.checkpoint_path=..."
+            " smollm2, qwen3_0p6b, qwen3_4b, qwen3_4b_base, or eval.checkpoint_path=..."
         )
     target = open_target(cast(dict[str, Any], to_plain(cfg.model)))
     device, size = sampling_device(cfg), cfg.mode.batch_size

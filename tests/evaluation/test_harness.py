@@ -179,6 +179,27 @@ def test_requests_without_an_answer_are_counted():
     assert model.counts["failed"] == 1 and model.notes["task", 0][0]["error"] == "no room"
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_what_only_makes_ranks_even_is_neither_asked_nor_counted(repeats):
+    """The last request comes beyond its repeats, as lm_eval's `evaluate` pads a rank."""
+    long = "".join(chr(97 + n % 26) for n in range(100))
+    options = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 10}
+    asked = requests("generate_until", [("ab", options), (long, options)], repeats)
+    model, plain = harness_model(), harness_model()
+    expected = plain.generate_until(asked)
+    found = model.generate_until([*asked, *[asked[-1]] * 3])
+    assert found == [*expected, *[expected[-1]] * 3]
+    assert model.notes == plain.notes and len(model.notes["task", 1]) == repeats
+    assert model.counts == plain.counts == {"truncated": repeats, "failed": 0}
+    asked = requests("loglikelihood", [("a", " b"), (long, " so")], repeats)
+    expected = plain.loglikelihood(asked)
+    assert model.loglikelihood([*asked, *[asked[-1]] * 3]) == [*expected, *[expected[-1]] * 3]
+    assert model.counts == plain.counts == {"truncated": 2 * repeats, "failed": 0}
+    texts = requests("loglikelihood_rolling", [("a text",), (long,)], repeats)
+    expected = plain.loglikelihood_rolling(texts)
+    assert model.loglikelihood_rolling([*texts, texts[-1]]) == [*expected, expected[-1]]
+
+
 def test_likelihoods_of_continuations():
     greedy = plain_answer("abc", 1)
     pairs = [("a question:", f" {word}") for word in ("yes", "no", "maybe so", "y")]

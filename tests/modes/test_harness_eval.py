@@ -177,12 +177,36 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path, monkeypatch):
         run(configured(tmp_path))
 
 
+def test_a_metric_that_runs_code_has_its_leave_when_its_task_is_loaded(tmp_path, monkeypatch):
+    """As tasks/humaneval of lm_eval does, which tries its metric where it is imported."""
+    write_tasks(tmp_path)
+    (tmp_path / "own_code.py").write_text(
+        "import os\n\nif os.getenv('HF_ALLOW_CODE_EVAL', 0) != '1':\n"
+        "    raise ValueError('no leave')\n\n\ndef as_it_is(doc):\n    return doc['question']\n"
+    )
+    task = (
+        (tmp_path / "own_answers.yaml")
+        .read_text()
+        .replace('"{{question}}"', "!function own_code.as_it_is")
+    )
+    more = ("mode.limit=1", "mode.gen_kwargs={max_gen_toks:2}")
+    # Undone at the end, also of what the run sets.
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    cfg = configured(tmp_path, *more, tasks=["own_answers"])
+    (tmp_path / "own_answers.yaml").write_text(task + "unsafe_code: true\n")
+    with pytest.raises(DataError, match=r"cannot be loaded \(.*no leave\)"):
+        run(cfg)
+    cfg.mode.allow_code = True
+    assert run(cfg)["own_answers/items"] == 1
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_items(tmp_path):
     write_tasks(tmp_path)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     end = [f"paths.run_dir={tmp_path}/run", "mode.batch_size=2"]
-    arguments = [*options(tmp_path, *TINY), *end]
+    # An odd number of items: the second rank is padded.
+    arguments = [*options(tmp_path, *TINY, "mode.limit=5"), *end]
     done = subprocess.run(
         [*launcher, "--nproc_per_node=2", str(ROOT / "main.py"), *arguments],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
@@ -190,7 +214,8 @@ def test_two_processes_share_the_items(tmp_path):
     assert done.returncode == 0, done.stderr
     shared = load_summary(tmp_path / "run")["metrics"]
     rows = samples(tmp_path)
-    alone = run(configured(tmp_path))
+    alone = run(configured(tmp_path, "mode.limit=5"))
     assert shared == pytest.approx(alone)
-    assert [row["id"] for row in rows] == [row["id"] for row in samples(tmp_path)]
-    assert all("answers" in row for row in rows if row["task"] == "own_answers")
+    told = [(row["id"], row.get("answers")) for row in samples(tmp_path)]
+    assert [(row["id"], row.get("answers")) for row in rows] == told
+    assert sum(answers is not None for _, answers in told) == 5

@@ -87,7 +87,7 @@ class FileTable:
         setting: the configuration key of this table, for messages.
 
     Raises:
-        DataError: by `items`, no file is named, or it cannot be read.
+        DataError: by `items`, no file is named, several are, or it cannot be read.
     """
 
     libraries = ()
@@ -120,8 +120,13 @@ class FileTable:
         if self.files is None:
             why = f"{self.missing}; " if self.missing else ""
             raise DataError(f"{self.setting}.files=null: {why}allowed: a .csv or .jsonl file")
-        (path,) = expand_paths(self.files, self.types)[:1]
-        return path
+        paths = expand_paths(self.files, self.types)
+        if len(paths) > 1:
+            raise DataError(
+                f"{self.setting}.files={self.files}: {len(paths)} files ({paths[0]}, {paths[1]},"
+                " ...); allowed: one"
+            )
+        return paths[0]
 
 
 class HumanEvalTable:

@@ -23,7 +23,6 @@ spaces. Overrides hold for every training.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from data.files import read_objects  # noqa: E402
+from data.journal import encode_row  # noqa: E402
+from data.storage import atomic_file, exclusive  # noqa: E402
 from scripts.refine.plateau import plot_plateau  # noqa: E402
 from scripts.stages import stage  # noqa: E402
 
@@ -121,13 +123,12 @@ class Journey:
             "~prompts.tasks", f"+prompts.tasks={TASKS}",
         )  # fmt: skip
         answered = self.out / "prompts" / "answered.jsonl"
-        if not answered.is_file():
-            rows = map(json.loads, (self.out / "prompts" / "rows.jsonl").open())
-            lines = [
-                json.dumps(row | {"response": str(row["answer"]), "finish": "stop"}) + "\n"
-                for row in rows
-            ]
-            answered.write_text("".join(lines))
+        if answered.is_file():
+            return
+        # All of it or nothing: a short file would be trained on as if it were all.
+        with exclusive(answered, "--out"), atomic_file(answered, "--out") as file:
+            for _, row in read_objects(self.out / "prompts" / "rows.jsonl"):
+                file.write(encode_row(row | {"response": str(row["answer"]), "finish": "stop"}))
 
     def train(self, name: str, steps: int, before: str | None, *overrides: str) -> None:
         """A training from the best weights of another one."""

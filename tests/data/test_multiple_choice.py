@@ -101,6 +101,18 @@ def test_without_a_file_the_message_says_why():
         list(prompts_of("null").rows())
 
 
+def test_one_file_is_read_and_no_first_of_several(tmp_path):
+    for name in "ab":
+        write_csv(tmp_path / f"{name}.csv", [item(0)])
+    message = (
+        r"benchmark\.gpqa_diamond\.prompts\.table\.files=.*/\*\.csv: 2 files \(.*a\.csv, .*b\."
+    )
+    for use in (lambda made: list(made.rows()), lambda made: made.fingerprint()):
+        with pytest.raises(DataError, match=message):
+            use(prompts_of(f"'{tmp_path}/*.csv'"))
+    assert list(prompts_of(f"'{tmp_path}/a*.csv'").rows())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,11 +1,14 @@
 """The journey to best of n: its plot, and the whole way in minutes."""
 
 import csv
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from scripts.refine.journey import SIZES, Journey
 from scripts.refine.plateau import _smooth, plot_plateau
 from tests.support import ROOT, environment
 
@@ -25,6 +28,27 @@ def test_the_plot_takes_what_training_logs(tmp_path):
     plot_plateau(tmp_path / "out" / "plot.png", {"a": tmp_path / "a.csv", "b": tmp_path / "b.csv"})
     assert (tmp_path / "out" / "plot.png").stat().st_size > 10_000
     assert _smooth([1.0, 2.0, 3.0, 4.0], window=2) == [1.0, 1.5, 2.5, 3.5]
+
+
+def test_answered_prompts_are_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    journey = Journey(tmp_path, SIZES["smoke"], 1, ())
+    monkeypatch.setattr(journey, "run", lambda *_: {})
+    rows = [{"id": str(n), "messages": [], "answer": n} for n in range(3)]
+    (tmp_path / "prompts").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "prompts" / "rows.jsonl").write_text(text)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", kill)
+        journey.prompts()
+    answered = tmp_path / "prompts" / "answered.jsonl"
+    assert not answered.exists()
+    journey.prompts()
+    found = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert found == [row | {"response": row["id"], "finish": "stop"} for row in rows]
 
 
 @pytest.mark.slow

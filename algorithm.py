@@ -207,8 +207,12 @@ class Algorithm(L.LightningModule):
     ) -> None:
         """One step of the optimiser, then of the moving average."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.on_weights_moved()
         if self.ema is not None:
             self.ema.update(self.trained_parameters())
+
+    def on_weights_moved(self) -> None:
+        """The optimiser has taken a step, which the moving average has not seen yet."""
 
     def on_train_end(self) -> None:
         """The last step's flag has nobody behind it to read it."""
@@ -343,6 +347,7 @@ class Algorithm(L.LightningModule):
         """
         checkpoint = read_checkpoint(path)
         self.check_compatible(checkpoint, "training.from_pretrained", same_algorithm=False)
+        checkpoint = self.incoming(checkpoint)
         source, target = checkpoint["state_dict"], self.state_dict()
         usable = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
         expected = {k: v for k, v in target.items() if k in source or not self._is_fresh(k)}
@@ -361,6 +366,10 @@ class Algorithm(L.LightningModule):
         if self.ema is not None and averages and not problems:
             fresh = {"decay": self.ema.decay, "num_updates": self.ema.num_updates}
             self.ema.load_state_dict(checkpoint["ema"] | fresh)
+
+    def incoming(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint to start from, in the form that this algorithm's weights have."""
+        return checkpoint
 
     def adopt(self, checkpoint: dict[str, Any]) -> None:
         """What a warm start does with the raw weights that it has; by default nothing."""
@@ -387,6 +396,11 @@ class Algorithm(L.LightningModule):
             ConfigError: the algorithm has no likelihood of continuations.
         """
         raise ConfigError(f"algo={self.config['algo']['name']}: does not score continuations")
+
+    @classmethod
+    def remembered(cls, config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+        """A configuration to open a checkpoint with, and what only that of the checkpoint says."""
+        return config
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -417,6 +431,7 @@ class Algorithm(L.LightningModule):
             raise CheckpointError(
                 f"{checkpoint_path}: holds {target.__name__}, which is not a {cls.__name__}"
             )
+        plain = target.remembered(plain, stored["config"])
         check_values(checkpoint_path, plain)
         with no_larger_than(checkpoint_path, checkpoint["state_dict"]):
             try:

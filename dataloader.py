@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +19,12 @@ from data.blocks import IDS, Block, PackingReport
 from data.encoding import encode_documents
 from data.errors import DataError
 from data.fingerprint import fingerprint
-from data.ordering import GlobalBatchSampler, ShardedBatchSampler, check_batch_sizes
+from data.ordering import (
+    GlobalBatchSampler,
+    MicroBatch,
+    ShardedBatchSampler,
+    check_batch_sizes,
+)
 from data.packing import PackingOptions, pack
 from data.parse_store import Parser, ParseStore
 from data.parsed import ParsedSource
@@ -31,6 +37,7 @@ from data.tokenization import (
     with_mask_token,
 )
 from data.unigram import unigram_cross_entropy
+from objectives.keyed import keyed_uniform
 from runtime.command import command_for
 from runtime.config import instantiate
 from runtime.shared_target import open_target
@@ -268,6 +275,18 @@ class LanguageData(L.LightningDataModule):
         batch_size = loader.eval_batch_size or max(1, loader.eval_global_batch_size // world)
         sampler = ShardedBatchSampler(count, batch_size, rank, world)
         return ShardedLoader(self._row_loader(rows, sampler), len(sampler))
+
+    def drawn_loader(self, split: str, batches: int, key: tuple[int, ...]) -> DataLoader:
+        """`batches` batches of rows drawn from a whole split, the same for the same key.
+
+        The first rows are unlike the others: packing begins with the longest documents.
+        """
+        rows, loader = self.rows(split), self.config.loader
+        size = loader.eval_batch_size or loader.eval_global_batch_size
+        lot_R = keyed_uniform(key, torch.arange(len(rows)), 1)[:, 0]
+        drawn_R = lot_R.argsort()[: batches * size].sort().values
+        batches_of = [MicroBatch(part.numpy(), None) for part in drawn_R.split(size)]
+        return self._row_loader(rows, batches_of)
 
     def unigram_metrics(self, split: str) -> dict[str, float]:
         """`unigram_ppl`: what any model must beat, per real token; empty without training rows."""

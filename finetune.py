@@ -35,23 +35,30 @@ class SupervisedFinetune(PretrainedAlgorithm):
         """Nothing is drawn."""
         return True
 
-    def predicting(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden states [P, D] of the places whose next token is one to write, and the places [P]
-        of the flattened [B, L]."""
-        self.require_documents(batch)
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict:
+        """Find what is predicted on the host; a device would have to be waited for."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
         ids_BL, segment_BL, response_BL = (
             batch[name] for name in ("input_ids", "segment", "response")
         )
         # Text in blocks of one token is causal.
-        layout = block_layout(ids_BL, segment_BL, response_BL, 1)
+        batch["layout"] = block_layout(ids_BL, segment_BL, response_BL, 1)
+        follows_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+        same_BL = segment_BL[:, 1:] == segment_BL[:, :-1]
+        follows_BL[:, :-1] = (response_BL[:, 1:] == 1) & same_BL & (segment_BL[:, 1:] >= 0)
+        batch["place"] = follows_BL.flatten().nonzero()[:, 0]
+        return batch
+
+    def predicting(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Hidden states [P, D] of the places whose next token is one to write, and the places [P]
+        of the flattened [B, L]."""
+        if "layout" not in batch:
+            batch = self.on_before_batch_transfer(batch, 0)
+        ids_BL, layout, place_P = batch["input_ids"], batch["layout"], batch["place"]
         length = ids_BL.shape[1]
         attention = self.backbone.attention(layout.start_BN, layout.stop_BN, length, 1)
         hidden_BLD, _ = self.backbone.read(ids_BL, layout.position_BL, attention)
         assert hidden_BLD is not None, "all of the last layer was asked for"
-        follows_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
-        same_BL = segment_BL[:, 1:] == segment_BL[:, :-1]
-        follows_BL[:, :-1] = (response_BL[:, 1:] == 1) & same_BL & (segment_BL[:, 1:] >= 0)
-        place_P = follows_BL.flatten().nonzero()[:, 0]
         return hidden_BLD.flatten(0, 1)[place_P], place_P
 
     def loss_terms(self, batch: dict[str, Any]) -> LossTerms:

@@ -7,7 +7,6 @@ with nothing else.
 Legend: B rows, L tokens, D features, V vocabulary.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -21,11 +20,14 @@ from data.tokenization import same_ids, with_mask_token
 from decoding.generate import GenerationSettings, Generator
 from decoding.likelihood import continuation_likelihoods
 from decoding.local import LocalGenerator
+from models.adapters import add_adapters, merged_state, under_adapters
 from models.backbone import Backbone, architecture_of, from_architecture
 from models.causal import CausalTarget, forget_decoding_copy
-from models.identity import digest
-from runtime.errors import ConfigError
+from models.identity import digest, tensors_digest
+from runtime.errors import CheckpointError
 from runtime.shared_target import take_target
+
+_NETWORK = "backbone.model."  # begins the names of the network's weights
 
 
 class PretrainedAlgorithm(Algorithm):
@@ -33,6 +35,7 @@ class PretrainedAlgorithm(Algorithm):
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
+        self._read_options()
         algo = self.config["algo"]
         fresh = algo.get("backbone") is None
         # Where the architecture is known the weights follow from a file.
@@ -54,6 +57,16 @@ class PretrainedAlgorithm(Algorithm):
         self._steps = 0
         self._fingerprint: tuple[tuple[int, int], str] | None = None
 
+    def _read_options(self) -> None:
+        """Take from the configuration what needs no network: what is wrong there is said before a
+        large one is built."""
+
+    @classmethod
+    def remembered(cls, config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+        """The architecture is that of the weights."""
+        known = {"backbone": stored["algo"].get("backbone")}
+        return config | {"algo": config["algo"] | known}
+
     def _require_tokenizer(self, target: CausalTarget) -> None:
         """Raise DataError unless the data is read with the tokenizer of the target."""
         own = with_mask_token(cast(PreTrainedTokenizerFast, target.tokenizer), self.special.mask)
@@ -69,7 +82,46 @@ class PretrainedAlgorithm(Algorithm):
         algo = self.config["algo"]
         model.requires_grad_(True).float().train()
         if algo.get("lora") is not None:
-            _add_adapters(model, algo["lora"])
+            add_adapters(model, algo["lora"])
+
+    def incoming(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Weights with adapters (`algo.lora`) for a run without them, or the other way round.
+
+        Adapters are merged into what they adapt. Where other adapters begin, the weights under them
+        are frozen: they are what the other run was measured by, its average if it has one.
+        """
+        stored = checkpoint["hyper_parameters"]["config"]["algo"]
+        theirs, ours = stored.get("lora"), self.config["algo"].get("lora")
+        if theirs == ours:
+            return checkpoint
+        raw, ema = checkpoint["state_dict"], checkpoint["ema"]
+        average = None
+        if theirs is not None:
+            shadows = None if ema is None else ema["shadow_params"]
+            average = None if shadows is None else _merged(stored, raw, shadows)
+            raw = _merged(stored, raw)
+        elif ema is not None:
+            average = raw | self._named(ema["shadow_params"], raw)
+        if ours is not None:
+            base = raw if average is None else average
+            return checkpoint | {"state_dict": under_adapters(base, self.state_dict()), "ema": None}
+        if average is not None:
+            weights = [
+                average[_NETWORK + name] for name, _ in self.backbone.model.named_parameters()
+            ]
+            ema = ema | {"shadow_params": weights}
+        return checkpoint | {"state_dict": raw, "ema": ema}
+
+    def _named(self, shadows: list[Tensor], raw: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Averages of all weights of a bare network by their names; of another network none."""
+        own = [name for name, _ in self.backbone.model.named_parameters() if "lora_" not in name]
+        names = [_NETWORK + name.replace(".base_layer.", ".") for name in own]
+        if len(names) != len(shadows) or any(
+            name not in raw or raw[name].shape != shadow.shape
+            for name, shadow in zip(names, shadows, strict=True)
+        ):
+            return {}
+        return dict(zip(names, shadows, strict=True))
 
     def require_documents(self, batch: dict[str, Tensor]) -> None:
         """Raise DataError unless the rows say where documents are; without prompts all is text to
@@ -82,6 +134,24 @@ class PretrainedAlgorithm(Algorithm):
                 f" algo={self.config['algo']['name']} is trained on data=chat, or on any text with"
                 " data.join=true data.wrap=false (experiment=block_text)"
             )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict:
+        """Look at the rows on the host, before they travel to the device.
+
+        Raises:
+            DataError: rows without documents, or whose text is the token for "not known yet".
+        """
+        self.require_documents(batch)
+        hidden_BL = (batch["input_ids"] == self.special.mask) & (batch["response"] == 1)
+        if bool(hidden_BL.any()):
+            row = int(batch["index"][hidden_BL.any(-1)][0])
+            token = self.tokenizer.convert_ids_to_tokens(self.special.mask)
+            raise DataError(
+                f"data={self.config['data']['name']}: row {row} has {token!r} as text to write,"
+                f" which algo={self.config['algo']['name']} keeps for what is not known yet;"
+                " allowed: texts without it"
+            )
+        return batch
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As for every algorithm; the fused kernel leaves the weights' own counters as they are."""
@@ -98,11 +168,8 @@ class PretrainedAlgorithm(Algorithm):
         return self._fingerprint[1]
 
     def _hashed(self) -> str:
-        weights = hashlib.sha256()
-        for key, tensor in sorted(self.backbone.state_dict().items()):
-            weights.update(key.encode())
-            weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest([self.config["algo"]["backbone"], weights.hexdigest()])
+        weights = tensors_digest(self.backbone.state_dict().items())
+        return digest([self.config["algo"]["backbone"], weights])
 
     def as_target(self) -> CausalTarget:
         """The model with its weights of now, for decoding one token after the other."""
@@ -132,23 +199,19 @@ class PretrainedAlgorithm(Algorithm):
         return continuation_likelihoods(self.as_target(), pairs)
 
 
-def _add_adapters(model: PreTrainedModel, options: dict[str, Any]) -> None:
-    """Freeze the model and put low-rank adapters (arXiv 2106.09685) into its linear layers.
-
-    Raises:
-        ConfigError: the package is not installed, or options that it refuses.
-    """
+def _merged(
+    algo: dict[str, Any], state: dict[str, Tensor], shadows: list[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The state of an algorithm's checkpoint with its adapters merged, raw or averaged."""
+    network = {
+        name.removeprefix(_NETWORK): value
+        for name, value in state.items()
+        if name.startswith(_NETWORK)
+    }
     try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError(
-            "algo.lora: needs the package peft; allowed: null, or pip install -r"
-            " requirements-extra.txt"
-        ) from error
-    model.requires_grad_(False)
-    try:
-        inject_adapter_in_model(LoraConfig(**options), cast(Any, model))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"algo.lora: {' '.join(str(error).split())[:200]}") from error
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        bare = from_architecture(algo["backbone"])
+        merged = merged_state(bare, algo["lora"], network, shadows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"training.from_pretrained: {error}") from error
+    rest = {name: value for name, value in state.items() if not name.startswith(_NETWORK)}
+    return rest | {_NETWORK + name: value for name, value in merged.items()}

@@ -24,11 +24,17 @@ from decoding.block_reader import BlockReader
 from decoding.chain import ChainState, Refined, Refinement
 from decoding.generate import GenerationSettings, Generator
 from decoding.refine import RefineGenerator
-from objectives.block_layout import BlockLayout, block_layout
+from objectives.block_layout import FILL, BlockLayout, block_layout
 from objectives.corruption import MaskingProcess
 from objectives.keyed import keyed_uniform
-from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
-from objectives.refinement import filled_left, injection_rate, number_of_passes, token_errors
+from objectives.likelihood import head_cross_entropy, row_sums
+from objectives.refinement import (
+    allowed_log_probabilities,
+    filled_left,
+    injection_rate,
+    number_of_passes,
+    token_errors,
+)
 from pretrained import PretrainedAlgorithm
 from runtime.config import instantiate
 from runtime.errors import ConfigError
@@ -36,6 +42,7 @@ from runtime.errors import ConfigError
 _PASSES, _INJECTION = 0x0C, 0x0D  # streams of keyed numbers
 _BLOCK_BUCKET = 8
 _LOGIT_ROWS = 2048  # rows of fp32 logits alive at a time where no gradient is wanted
+_PAIRS = 16  # documents whose likelihood is found at once
 # What is summed over the blocks of a validation.
 _STATISTICS = ("blocks", "exact", "places", "right", "passes")
 
@@ -45,13 +52,16 @@ class BlockModel(PretrainedAlgorithm):
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
+        # What decoding never writes has no probability in training either.
+        allowed_V = torch.zeros(len(self.backbone.head_VD))
+        allowed_V[self.backbone.forbidden_V] = -torch.inf
+        self.register_buffer("_allowed_V", allowed_V, persistent=False)
+        self._allowed_V: Tensor
+        self._validated: list[Tensor] = []
+
+    def _read_options(self) -> None:
         self.block_size, self.seed = self.config["block_size"], self.config["seed"]
         self.refinement: Refinement = instantiate(self.config["refine"])
-        self.register_buffer(
-            "_no_bias_V", torch.zeros(len(self.backbone.head_VD)), persistent=False
-        )
-        self._no_bias_V: Tensor
-        self._validated: list[Tensor] = []
 
     @property
     def is_exact(self) -> bool:
@@ -59,21 +69,30 @@ class BlockModel(PretrainedAlgorithm):
         return True
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict:
-        """Find the blocks on the host, before the batch travels to the device."""
+        """Find the blocks on the host, too."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
         batch["layout"] = self.layout(batch)
         if self.trainer.training:
             batch["inputs"] = self.corrupt(batch, self.trainer.global_step)
         return batch
 
-    def layout(self, batch: dict[str, Tensor], chosen_BN: Tensor | None = None) -> BlockLayout:
-        """The blocks of a batch that are written.
+    def layout(
+        self,
+        batch: dict[str, Tensor],
+        chosen_BN: Tensor | None = None,
+        bucket: int | None = None,
+    ) -> BlockLayout:
+        """The blocks of a batch that are written, or the chosen ones of them.
+
+        Their number is rounded up to a multiple of `bucket`.
 
         Raises:
             DataError: rows without documents. ValueError: documents that begin inside of a block.
         """
         self.require_documents(batch)
-        # Compiled code wants equal shapes; on a CPU their number follows the batch.
-        bucket = _BLOCK_BUCKET if self.device.type == "cpu" else self.config["model"]["length"]
+        if bucket is None:
+            # Compiled code wants equal shapes; on a CPU their number follows the batch.
+            bucket = _BLOCK_BUCKET if self.device.type == "cpu" else self.config["model"]["length"]
         columns = batch["input_ids"], batch["segment"], batch["response"]
         return block_layout(*columns, self.block_size, bucket, chosen_BN)
 
@@ -104,7 +123,7 @@ class BlockModel(PretrainedAlgorithm):
         # 3. Head and loss in one pass over the logits.
         target_P = layout.target_BMS.flatten()[place_P]
         loss, loss_P = head_cross_entropy(
-            hidden_PD, self.backbone.head_VD, self._no_bias_V, target_P, weight_P,
+            hidden_PD, self.backbone.head_VD, self._allowed_V, target_P, weight_P,
             self.special.mask,
         )  # fmt: skip
         row_P = place_P // layout.target_BMS[0].numel()
@@ -152,20 +171,24 @@ class BlockModel(PretrainedAlgorithm):
         return nll_XVS.sum(1).view(predict_BMS.shape)
 
     def _cross_entropy(self, hidden_PD: Tensor, target_P: Tensor) -> Tensor:
-        parts = zip(hidden_PD.split(_LOGIT_ROWS), target_P.split(_LOGIT_ROWS), strict=True)
-        return torch.cat(
-            [
-                masked_cross_entropy(self.backbone.logits(part), target, self.special.mask)
-                for part, target in parts
-            ]
-        )
+        forbidden_V = self.backbone.forbidden_V
+        nll = [
+            -allowed_log_probabilities(self.backbone.logits(part_PD), forbidden_V).gather(
+                -1, target[:, None]
+            )[:, 0]
+            for part_PD, target in zip(
+                hidden_PD.split(_LOGIT_ROWS), target_P.split(_LOGIT_ROWS), strict=True
+            )
+        ]
+        return torch.cat(nll).float()
 
     def _count_refined(self, reader: BlockReader, layout: BlockLayout, rows: int) -> None:
         """Keep what refinement finds of every block, by row."""
         refined = self.refine(reader, layout)
-        predict_XS, target_XS = layout.predict_BMS.flatten(0, 1), layout.target_BMS.flatten(0, 1)
-        wrong_X = token_errors(refined.token_XS, target_XS, predict_XS)
-        places_X, exists_X = predict_XS.sum(-1), layout.exists_BM.flatten()
+        # What is written behind the end of a text is dropped.
+        scored_XS, target_XS = layout.scored_BMS.flatten(0, 1), layout.target_BMS.flatten(0, 1)
+        wrong_X = token_errors(refined.token_XS, target_XS, scored_XS)
+        places_X, exists_X = scored_XS.sum(-1), layout.exists_BM.flatten()
         columns = (
             exists_X, exists_X & (wrong_X == 0), places_X, places_X - wrong_X,
             refined.passes_X * exists_X,
@@ -201,33 +224,64 @@ class BlockModel(PretrainedAlgorithm):
     def loglikelihood(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[tuple[float, bool]]:
-        """log p(continuation | prompt) in nats by `chain_nll`, and whether refinement writes it."""
-        answers = []
-        for prompt, continuation in pairs:
-            batch = self._document(prompt, continuation)
-            layout = batch["layout"]
-            reader = self.reader(batch)
-            nats = self.chain_nll(reader, layout)[layout.scored_BMS].double().sum()
-            scored_XS = layout.scored_BMS.flatten(0, 1)
-            right_XS = self.refine(reader, layout).token_XS == layout.target_BMS.flatten(0, 1)
-            answers.append((-float(nats), bool((right_XS | ~scored_XS).all())))
-        return answers
+        """log p(continuation | prompt) in nats by `chain_nll`, and whether refinement writes it.
 
-    def _document(self, prompt: Sequence[int], continuation: Sequence[int]) -> dict[str, Any]:
-        """A batch of one document; its last block is filled up as in training."""
+        Of a pair that is too long the model reads the end.
+
+        Raises:
+            ValueError: a continuation without tokens or longer than the model's positions; unknown
+                ids.
+        """
+        documents = [self._document(*pair) for pair in pairs]
+        # Documents of like length run together.
+        order = sorted(range(len(pairs)), key=lambda pair: len(documents[pair][0]), reverse=True)
+        answers: dict[int, tuple[float, bool]] = {}
+        for first in range(0, len(order), _PAIRS):
+            chosen = order[first : first + _PAIRS]
+            batch = self._batch([documents[pair] for pair in chosen])
+            layout, rows = batch["layout"], len(chosen)
+            reader, scored_BMS = self.reader(batch), layout.scored_BMS
+            nll_BMS = self.chain_nll(reader, layout).masked_fill(~scored_BMS, 0.0)
+            said_BMS = self.refine(reader, layout).token_XS.view(layout.target_BMS.shape)
+            wrong_BMS = scored_BMS & (said_BMS != layout.target_BMS)
+            nats_B = nll_BMS.double().view(rows, -1).sum(-1)
+            greedy_B = ~wrong_BMS.view(rows, -1).any(-1)
+            found = zip((-nats_B).tolist(), greedy_B.tolist(), strict=True)
+            answers.update(zip(chosen, found, strict=True))
+        return [answers[pair] for pair in range(len(pairs))]
+
+    def _document(
+        self, prompt: Sequence[int], continuation: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Tokens and responses; the last block is filled up as in training."""
+        longest = self.backbone.model.config.max_position_embeddings
+        longest = longest // self.block_size * self.block_size
+        if not 1 <= len(continuation) <= longest:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens; allowed 1 .. {longest}"
+            )
         # Without any prompt the text begins as after the end of another one.
         prompt = list(prompt) or [self.special.eos]
-        tokens = [*prompt, *continuation]
-        fill = -len(tokens) % self.block_size
-        ids_1L = torch.tensor([[*tokens, *[self.special.eos] * fill]], device=self.device)
-        response_1L = torch.tensor(
-            [[*[0] * len(prompt), *[1] * len(continuation), *[-1] * fill]], device=self.device
-        )
-        segment_1L = torch.zeros_like(ids_1L)
-        batch: dict[str, Any] = {
-            "input_ids": ids_1L, "segment": segment_1L, "response": response_1L,
-        }  # fmt: skip
-        batch["layout"] = self.layout(batch)
+        tokens = [*prompt, *continuation][-longest:]
+        vocabulary = len(self.backbone.table_VD)
+        if not 0 <= min(tokens) <= max(tokens) < vocabulary:
+            raise ValueError(f"token ids outside 0 .. {vocabulary - 1}")
+        given, fill = len(tokens) - len(continuation), -len(tokens) % self.block_size
+        response = [*[0] * given, *[1] * len(continuation), *[FILL] * fill]
+        return [*tokens, *[self.special.eos] * fill], response
+
+    def _batch(self, documents: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
+        """Documents of the same or of falling length as rows."""
+        shape = len(documents), len(documents[0][0])
+        ids_BL = torch.full(shape, self.special.eos)
+        response_BL, segment_BL = torch.full(shape, FILL), torch.full(shape, FILL)
+        for row, (tokens, response) in enumerate(documents):
+            ids_BL[row, : len(tokens)] = torch.tensor(tokens)
+            response_BL[row, : len(tokens)] = torch.tensor(response)
+            segment_BL[row, : len(tokens)] = 0
+        columns = {"input_ids": ids_BL, "segment": segment_BL, "response": response_BL}
+        batch: dict[str, Any] = {name: x_BL.to(self.device) for name, x_BL in columns.items()}
+        batch["layout"] = self.layout(batch, bucket=_BLOCK_BUCKET)
         return batch
 
 
@@ -243,8 +297,8 @@ class MaskedAdapt(BlockModel):
 
     process: MaskingProcess
 
-    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
-        super().__init__(config, tokenizer)
+    def _read_options(self) -> None:
+        super()._read_options()
         algo, training = self.config["algo"], self.config["training"]
         self.weighting, self.complementary = algo["weighting"], algo["complementary"]
         if self.complementary and self.weighting != "uniform":
@@ -263,7 +317,7 @@ class MaskedAdapt(BlockModel):
         )
 
     def corrupt(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        """Masks and weights of the blocks that are written, [B, M, S]."""
+        """Masks and weights of the blocks that are written."""
         maskable_BL = (batch["response"] != 0) & (batch["segment"] >= 0)
         noise = self.process.draw(maskable_BL, batch["position"], (step,))
         layout: BlockLayout = batch["layout"]
@@ -271,33 +325,42 @@ class MaskedAdapt(BlockModel):
         weight_BMS = layout.of_blocks(noise.weight_BL)
         if self.weighting == "uniform":
             weight_BMS = torch.ones_like(weight_BMS)
-        return {"mask": mask_BMS, "weight": weight_BMS}
+        masks = [mask_BMS, ~mask_BMS & layout.predict_BMS] if self.complementary else [mask_BMS]
+        return masked_inputs(masks, weight_BMS)
 
     def last_pass(
         self, reader: BlockReader, layout: BlockLayout, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One pass over partly masked blocks, or two with complementary masks."""
-        mask_XWS = inputs["mask"].flatten(0, 1)[:, None]
-        if self.complementary:
-            other_XWS = ~mask_XWS & layout.predict_BMS.flatten(0, 1)[:, None]
-            mask_XWS = torch.cat([mask_XWS, other_XWS], dim=1)
+        mask_XWS = inputs["mask"]
         copies = mask_XWS.shape[1]
         target_XWS = layout.target_BMS.flatten(0, 1)[:, None].expand(-1, copies, -1)
         tokens_XWS = target_XWS.masked_fill(mask_XWS, self.special.mask)
         hidden_YSD = reader.run(self.backbone.embed(tokens_XWS.flatten(0, 1)), copies)
-        wanted_P = mask_XWS.flatten().nonzero()[:, 0]
-        # Place p of the flattened [X, W, S] is place (p // (W S), p % S) of [X, S].
-        size = self.block_size
-        place_P = wanted_P // (copies * size) * size + wanted_P % size
-        weight_P = inputs["weight"].flatten()[place_P]
-        return hidden_YSD.flatten(0, 1)[wanted_P], place_P, weight_P
+        return hidden_YSD.flatten(0, 1)[inputs["wanted"]], inputs["place"], inputs["weight"]
+
+
+def masked_inputs(masks: Sequence[Tensor], weight_BMS: Tensor) -> dict[str, Tensor]:
+    """Blocks that are read with each of W masks [B, M, S].
+
+    Returns:
+        mask: [X, W, S]. wanted: where it is BLANK, places of it flattened. place: which places of
+        [B, M, S] these are, and weight: their weights. They are found on the host; a device would
+        have to be waited for.
+    """
+    mask_XWS = torch.stack(list(masks), 2).flatten(0, 1)
+    wanted_P = mask_XWS.flatten().nonzero()[:, 0]
+    size = mask_XWS.shape[-1]
+    place_P = wanted_P // (len(masks) * size) * size + wanted_P % size
+    weight_P = weight_BMS.flatten()[place_P]
+    return {"mask": mask_XWS, "wanted": wanted_P, "place": place_P, "weight": weight_P}
 
 
 class DraftRefine(BlockModel):
     """Refinement of the model's own drafts: no masking, T passes, the last one trained."""
 
-    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
-        super().__init__(config, tokenizer)
+    def _read_options(self) -> None:
+        super()._read_options()
         algo = self.config["algo"]
         self.most_passes, self.injection = algo["max_passes"], algo["injection"]
 
@@ -310,7 +373,8 @@ class DraftRefine(BlockModel):
         layout: BlockLayout = batch["layout"]
         injected_BMS = (layout.of_blocks(uniform_BL) < rate) & layout.predict_BMS
         passes = number_of_passes((self.seed, _PASSES, step), self.most_passes)
-        return {"injected": injected_BMS, "passes": passes, "rate": rate}
+        place_P = layout.predict_BMS.flatten().nonzero()[:, 0]
+        return {"injected": injected_BMS, "passes": passes, "rate": rate, "place": place_P}
 
     def last_pass(
         self, reader: BlockReader, layout: BlockLayout, inputs: dict[str, Any]
@@ -323,7 +387,7 @@ class DraftRefine(BlockModel):
             state, _ = self.refinement.passes(reader.detached(), state, given_XS, most, whole=True)
         # What the last pass reads is made of embeddings, which so learn, too.
         hidden_XSD = reader.run(state.inputs_XSD)
-        place_P = layout.predict_BMS.flatten().nonzero()[:, 0]
+        place_P = inputs["place"]
         hidden_PD = hidden_XSD.flatten(0, 1)[place_P]
         return hidden_PD, place_P, torch.ones(len(place_P), device=hidden_PD.device)
 

@@ -17,7 +17,6 @@ block, D features, R rounds.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,38 +26,25 @@ from transformers import PreTrainedModel
 from algorithm import Likelihood, LossTerms
 from decoding.best_of import BestOf, Round
 from decoding.block_reader import BlockReader
+from decoding.candidates import Proposal
 from decoding.chain import Refined
 from decoding.generate import GenerationSettings, Generator
 from decoding.refine import RefineGenerator
 from models.causal import dtype_of
+from models.identity import tensors_digest
 from models.scorer import ScoreHead, ScoreScale
 from objectives.block_layout import BlockLayout
-from objectives.contrastive import (
-    NCETerms,
-    duplicate_floor,
-    duplicates,
-    graded_target,
-    largest_score,
-    log_slots,
-    positive_rank,
-    scale_gradient,
-    score_penalty,
-    score_spread,
-)
+from objectives.contrastive import NCETerms, duplicates, graded_target, score_penalty
 from objectives.keyed import fold_key, keyed_uniform
 from objectives.likelihood import row_sums
+from objectives.nce_statistics import block_sums, largest_score, means_of
 from objectives.pairing import Learns, ProposalLaw, check_pairing
 from objectives.refinement import token_errors
 from refine import BlockModel
 from runtime.config import instantiate
 from runtime.errors import ConfigError
 
-_CHOSEN, _DRAWN = 0x10, 0x12  # streams of keyed numbers
-# What is summed over the blocks of a step or a validation: see `_statistics`.
-_STATISTICS = (
-    "blocks", "loss", "ln_slots", "duplicate_floor", "first", "reciprocal", "spread", "copies",
-    "slots", "scale_gradient", "scale_floor",
-)  # fmt: skip
+_CHOSEN, _DRAWN, _KEPT = 0x10, 0x12, 0x13  # streams of keyed numbers
 
 
 class Slots(NamedTuple):
@@ -70,6 +56,7 @@ class Slots(NamedTuple):
         log_q_XJ: log-probabilities under the proposal's distributions.
         exists_XJ: slots that hold something.
         written_XS: places that were not given.
+        scored_XS: of these the places of the text; behind its end nothing counts.
         block_X: numbers of the blocks in the flattened [B, M].
     """
 
@@ -78,6 +65,7 @@ class Slots(NamedTuple):
     log_q_XJ: Tensor
     exists_XJ: Tensor
     written_XS: Tensor
+    scored_XS: Tensor
     block_X: Tensor
 
 
@@ -89,19 +77,33 @@ class CandidateScorer(BlockModel):
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
         super().__init__(config, tokenizer)
-        self.best_of: BestOf = instantiate(self.config["bon"])
-        self.negatives: BestOf = instantiate(_without_greedy(self.config["bon"]))
-        nce = self.config["nce"]
-        self.loss = instantiate(nce["loss"])
-        self.dedup, self.l2 = nce["dedup"], nce["l2"]
-        self.positive, self.target_temperature = nce["positive"], nce["target_temperature"]
-        self._check_pairing()
         self.head = self._new_head()
         self.eval_batches: list[dict[str, Tensor]] = []
         self._sums: Tensor | None = None
         self._peak = torch.zeros(())
         self._scored: list[Tensor] = []
         self._scored_with = torch.ones(())
+
+    def _read_options(self) -> None:
+        super()._read_options()
+        self.best_of: BestOf = instantiate(self.config["bon"])
+        if not self.config["bon"]["proposal"].get("include_greedy", True):
+            raise ConfigError(
+                "bon.proposal.include_greedy=false: what wins is told from the greedy block, which"
+                " is candidate 0 (training leaves it out by itself); allowed: true"
+            )
+        self.negatives: BestOf = instantiate(_without_greedy(self.config["bon"]))
+        nce = self.config["nce"]
+        self.loss = instantiate(nce["loss"])
+        self.dedup, self.l2 = nce["dedup"], nce["l2"]
+        self.positive, self.target_temperature = nce["positive"], nce["target_temperature"]
+        self._check_pairing()
+
+    @classmethod
+    def remembered(cls, config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+        """Also what the scorer was trained with, which decoding must not contradict."""
+        known = {"trained_with": stored.get("nce", {}).get("trained_with")}
+        return super().remembered(config, stored) | {"nce": config["nce"] | known}
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """The backbone is frozen, in the precision that the model's section names."""
@@ -110,21 +112,38 @@ class CandidateScorer(BlockModel):
 
     def _check_pairing(self) -> None:
         """Note which candidates the scorer was trained with; refuse others that contradict it."""
-        best_of, nce = self.best_of, self.config["nce"]
-        proposal = best_of.proposal
-        decoded = ProposalLaw(proposal.name, proposal.temperature, proposal.deterministic)
+        nce = self.config["nce"]
         if nce.get("trained_with") is None:
-            nce["trained_with"] = dict(decoded._asdict())
-        trained = ProposalLaw(**nce["trained_with"])
-        name = nce["loss"]["_target_"].rpartition(".")[2]
-        # A loss of one's own says what it learns; of those here it is known.
-        learns = None if nce["learns"] is None else Learns(**nce["learns"])
-        check_pairing(name, trained, decoded, best_of.alpha, best_of.form, learns)
-        if name == "ranking_corrected" and best_of.score_agg == "select_each":
+            nce["trained_with"] = dict(_law_of(self.best_of.proposal)._asdict())
+        self.check_weight(self.best_of.alpha, self.best_of.form)
+        name = _loss_name(nce)
+        if name in ("ranking_corrected", "binary") and self.best_of.rounds > 1:
+            raise ConfigError(
+                f"bon.rounds={self.best_of.rounds}: from the second round on candidates are refined"
+                f" and no draws of q, which nce.loss={name} needs; allowed: 1, or nce/loss=ranking"
+            )
+        if name != "ranking_corrected":
+            return
+        if self.best_of.score_agg == "select_each":
             raise ConfigError(
                 "bon.score_agg=select_each: every pass has a q of its own, nce.loss="
                 "ranking_corrected takes the last one's; allowed: perround, lastround"
             )
+        if self.refinement.commit.keeps:
+            rule = type(self.refinement.commit).__name__
+            raise ConfigError(
+                f"refine.commit={rule}: places committed before the last pass have one token, so a"
+                " truth that says another there has no q for nce.loss=ranking_corrected; allowed:"
+                " refine/commit=prefix_threshold, or nce/loss=ranking"
+            )
+
+    def check_weight(self, alpha: float, form: str = "additive") -> None:
+        """Raise ValueError if decoding may not add the scores so (`objectives.pairing`)."""
+        nce = self.config["nce"]
+        trained, decoded = ProposalLaw(**nce["trained_with"]), _law_of(self.best_of.proposal)
+        # A loss of one's own says what it learns; of those here it is known.
+        learns = None if nce["learns"] is None else Learns(**nce["learns"])
+        check_pairing(_loss_name(nce), trained, decoded, alpha, form, learns)
 
     def _new_head(self) -> ScoreHead:
         shape, options = self.backbone.model.config, self.config["scorer"]
@@ -160,11 +179,14 @@ class CandidateScorer(BlockModel):
             groups.append({"params": [scale], "lr": rate, "weight_decay": 0.0})
         return groups
 
+    def on_weights_moved(self) -> None:
+        """Gamma is put back between its bounds."""
+        self.head.scale.clamp()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """As for every algorithm; then gamma is put back between its bounds."""
+        """As for every algorithm; logs how far gamma went."""
         before = self.head.scale().detach()
         super().optimizer_step(*args, **kwargs)
-        self.head.scale.clamp()
         self.log("train/gamma_moved", (self.head.scale() - before).abs().detach())
 
     def corrupt(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
@@ -177,7 +199,7 @@ class CandidateScorer(BlockModel):
             uniform_BN = keyed_uniform(key, batch["position"], blocks)
             written_BN = cast(BlockLayout, batch["layout"]).written_BN
             rank_BN = uniform_BN.masked_fill(~written_BN, 2.0).argsort(1).argsort(1)
-            batch["layout"] = self.layout(batch, rank_BN < most)
+            batch["layout"] = self.layout(batch, rank_BN < most, bucket=most)
         return {"drawn": fold_key((self.seed, _DRAWN, step))}
 
     def row_keys(self, batch: dict[str, Any], layout: BlockLayout) -> Tensor:
@@ -219,6 +241,7 @@ class CandidateScorer(BlockModel):
             torch.cat([log_q_X1, found.log_q_XC], 1),
             torch.cat([torch.ones_like(found.valid_XC[:, :1]), found.valid_XC], 1),
             layout.predict_BMS.flatten(0, 1),
+            layout.scored_BMS.flatten(0, 1),
         )
         return Slots._make([*(column[block_X] for column in columns), block_X])
 
@@ -235,8 +258,8 @@ class CandidateScorer(BlockModel):
         return self.score(hidden_XCSD, tokens_XCS, written_XS)
 
     def round_loss(self, slots: Slots, score_XJ: Tensor) -> tuple[NCETerms, Tensor]:
-        """The loss of every block, and the statistics of `_STATISTICS` summed over them."""
-        found = duplicates(slots.tokens_XJS, slots.exists_XJ, slots.written_XS)
+        """The loss of every block, and the sums of `objectives.nce_statistics.SUMS`."""
+        found = duplicates(slots.tokens_XJS, slots.exists_XJ, slots.scored_XS)
         distinct_XJ = slots.exists_XJ & ~found.earlier_MC
         valid_XJ = distinct_XJ & ~found.positive_MC if self.dedup else distinct_XJ
         target_XJ, counted_XJ = None, valid_XJ
@@ -245,34 +268,12 @@ class CandidateScorer(BlockModel):
             counted_XJ = distinct_XJ.clone()
             counted_XJ[:, 0] = False
             truth_X1S = slots.tokens_XJS[:, :1]
-            errors_XJ = token_errors(slots.tokens_XJS, truth_X1S, slots.written_XS[:, None])
+            errors_XJ = token_errors(slots.tokens_XJS, truth_X1S, slots.scored_XS[:, None])
             target_XJ = graded_target(errors_XJ, counted_XJ, self.target_temperature)
         terms = self.loss(score_XJ, slots.log_q_XJ, counted_XJ, target_XJ)
-        masks = valid_XJ, counted_XJ, found.positive_MC
-        return terms, self._statistics(slots, score_XJ, terms, *masks)
-
-    def _statistics(
-        self, slots: Slots, score_XJ: Tensor, terms: NCETerms, valid_XJ: Tensor,
-        counted_XJ: Tensor, copy_XJ: Tensor,
-    ) -> Tensor:  # fmt: skip
-        score_XJ, counts_X = score_XJ.detach(), terms.weight_M
-        rank = positive_rank(score_XJ, valid_XJ)
-        columns = (
-            counts_X, terms.loss_M.detach() * counts_X, log_slots(counted_XJ) * counts_X,
-            duplicate_floor((copy_XJ & valid_XJ).sum(-1)) * counts_X, rank.first_M * counts_X,
-            rank.reciprocal_M * counts_X, score_spread(score_XJ, valid_XJ) * counts_X,
-            copy_XJ.sum(-1).float(), slots.exists_XJ[:, 1:].sum(-1).float(),
-            scale_gradient(terms, score_XJ) * counts_X, self._floor(counted_XJ) * counts_X,
-        )  # fmt: skip
-        return torch.stack([column.sum().double() for column in columns])
-
-    def _floor(self, counted_XJ: Tensor) -> Tensor:
-        """[X] what a bounded scale allows with the negatives that a block has."""
-        if not self.config["scorer"]["bounded"]:
-            return torch.zeros(len(counted_XJ), device=counted_XJ.device)
-        # `objectives.contrastive.bound_floor`, without asking the device for gamma.
-        negatives_X = (counted_XJ.sum(-1) - 1).clamp(min=0)
-        return torch.log1p(negatives_X * torch.exp(-2.0 * self.head.scale().detach()))
+        gamma = self.head.scale() if self.config["scorer"]["bounded"] else None
+        masks = slots.exists_XJ, valid_XJ, counted_XJ, found.positive_MC
+        return terms, block_sums(score_XJ, terms, *masks, gamma)
 
     def _rounds(self, batch: dict[str, Any]) -> Iterator[tuple[Slots, Tensor, NCETerms, Tensor]]:
         """Slots, scores, losses and statistics of every round that counts."""
@@ -314,18 +315,10 @@ class CandidateScorer(BlockModel):
 
     def _log_sums(self, stage: str, sums: Tensor, gamma: Tensor) -> None:
         """Losses beside ln(n + 1) and the floors that copies and a bounded scale put under them."""
-        named = dict(zip(_STATISTICS, sums.unbind(), strict=True))
-        blocks = named["blocks"].clamp(min=1.0)
         self.log(f"{stage}/gamma", gamma, prog_bar=stage == "train")
-        self.log(f"{stage}/nce_loss", named["loss"] / blocks, prog_bar=stage == "val")
-        self.log(f"{stage}/ln_slots", named["ln_slots"] / blocks)
-        self.log(f"{stage}/duplicate_floor", named["duplicate_floor"] / blocks)
-        self.log(f"{stage}/scale_floor", named["scale_floor"] / blocks)
-        self.log(f"{stage}/gamma_gradient", named["scale_gradient"] / blocks)
-        self.log(f"{stage}/rank_accuracy", named["first"] / blocks, prog_bar=True)
-        self.log(f"{stage}/mrr", named["reciprocal"] / blocks)
-        self.log(f"{stage}/score_spread", named["spread"] / blocks)
-        self.log(f"{stage}/duplicate_rate", named["copies"] / named["slots"].clamp(min=1.0))
+        on_bar = {"rank_accuracy"} | ({"nce_loss"} if stage == "val" else set())
+        for name, mean in means_of(sums).items():
+            self.log(f"{stage}/{name}", mean, prog_bar=name in on_bar)
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count anew."""
@@ -358,7 +351,8 @@ class CandidateScorer(BlockModel):
         """Answers, the best of n candidates for every block."""
         generator = RefineGenerator(
             self.as_target(), settings, self.block_size, self.refinement, batch_size,
-            best_of=self.best_of, scores=self.scores, device=device,
+            best_of=self.best_of, scores=self.scores,
+            scorer_fingerprint=tensors_digest(self.head.state_dict().items()), device=device,
         )  # fmt: skip
         self.head.to(generator.device)
         return generator
@@ -383,7 +377,7 @@ class CandidateScorer(BlockModel):
         self.eval_batches = checkpoint.get("eval_batches", [])
 
     def on_fit_start(self) -> None:
-        """Keep the first validation batches, unless a checkpoint brought some."""
+        """Keep some validation rows, unless a checkpoint brought some."""
         super().on_fit_start()
         wanted = self.config["nce"]["eval_batches"]
         data = cast(Any, self.trainer).datamodule
@@ -391,10 +385,17 @@ class CandidateScorer(BlockModel):
             return
         kept = ("input_ids", "segment", "response", "index")
         # Of the whole validation split, so that every rank keeps the same ones.
-        loader = data.eval_loader("validation", rank=0, world=1)
-        for batch in islice(loader, wanted):
+        for batch in data.drawn_loader("validation", wanted, (self.seed, _KEPT)):
             self.require_documents(batch)
             self.eval_batches.append({name: batch[name].clone() for name in kept})
+
+
+def _law_of(proposal: Proposal) -> ProposalLaw:
+    return ProposalLaw(proposal.name, proposal.temperature, proposal.deterministic)
+
+
+def _loss_name(nce: dict[str, Any]) -> str:
+    return nce["loss"]["_target_"].rpartition(".")[2]
 
 
 def _without_greedy(bon: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Legend: B rows of a micro-batch; L tokens of a row.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.ordering import GlobalBatchSampler, MicroBatch, ShardedBatchSampler, rank_positions
 
 Batch = dict[str, Tensor]
-BatchSampler = GlobalBatchSampler | ShardedBatchSampler
+BatchSampler = GlobalBatchSampler | ShardedBatchSampler | Sequence[MicroBatch]
 
 
 def make_batch(

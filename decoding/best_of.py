@@ -18,19 +18,19 @@ token for token. Rounds, and l being that of one q, are a reading: the source ha
 Legend: X blocks, C candidates, Y = X C, S places of a block, D features, V vocabulary, R rounds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from decoding.candidates import BeamBayes, Candidates, Proposal
 from decoding.chain import BlockRunner, Refined, Refinement, chosen, predict_places
 from objectives.keyed import keyed_uniform
 from objectives.pairing import additive_weight, decode_score
-from objectives.refinement import Prediction, allowed_log_probabilities
+from objectives.refinement import Prediction, allowed_log_probabilities, predict
 
 AGGREGATIONS = ("select_each", "perround", "lastround")
 PICKS = ("argmax", "gumbel")
@@ -93,6 +93,8 @@ class Choice(NamedTuple):
         score_RXC: gamma s of every round.
         aggregate_XC: S.
         passes: passes over candidates, that is, on top of the chain's.
+        flipped_X: whether another candidate than the greedy one won, in any of the choices.
+        seen_X: candidates that were looked at, over all rounds.
     """
 
     token_XS: Tensor
@@ -101,6 +103,8 @@ class Choice(NamedTuple):
     score_RXC: Tensor
     aggregate_XC: Tensor
     passes: int
+    flipped_X: Tensor
+    seen_X: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,10 @@ class BestOf:
         aggregate_XC = self.aggregate(score_RXC)
         number_X = self.winner(found[-1], aggregate_XC, row_X)
         token_XS = taken(found[-1].tokens_XCS, number_X)
-        choice = Choice(token_XS, number_X, found, score_RXC, aggregate_XC, len(found))
+        choice = Choice(
+            token_XS, number_X, found, score_RXC, aggregate_XC, len(found), number_X > 0,
+            _seen(found),
+        )  # fmt: skip
         return refined, choice
 
     def rounds_of(
@@ -210,12 +217,17 @@ class BestOf:
         return score_RXC.mean(0) if self.score_agg == "perround" else score_RXC[-1]
 
     def winner(
-        self, candidates: Round, aggregate_XC: Float[Tensor, "X C"], row_X: Int[Tensor, " X"]
+        self,
+        candidates: Round,
+        aggregate_XC: Float[Tensor, "X C"],
+        row_X: Int[Tensor, " X"],
+        number: int = 0,
     ) -> Int[Tensor, " X"]:
-        """The number of the best candidate; of equal ones the first."""
+        """The number of the best candidate; of equal ones the first. `number` is the choice's: each
+        draws anew."""
         value_XC = decode_score(candidates.log_q_XC, aggregate_XC, self.alpha, self.form)
         if self.pick == "gumbel":
-            uniform_XC = keyed_uniform((self.seed, _PICK), row_X, value_XC.shape[1])
+            uniform_XC = keyed_uniform((self.seed, _PICK, number), row_X, value_XC.shape[1])
             noise_XC = -(-(uniform_XC.clamp(min=2.0**-25)).log()).log()
             value_XC = value_XC + self.gumbel_temperature * noise_XC
         return value_XC.masked_fill(~candidates.valid_XC, -torch.inf).argmax(-1)
@@ -231,14 +243,7 @@ class BestOf:
             self.propose(log_p_YSV, refined.fixed_XS[part], refined.token_XS[part], row_X[part], 0)
             for part, log_p_YSV in _distributions(runner, refined)
         ]
-        repeated = [p.duplicates_M for p in parts]
-        return Candidates(
-            torch.cat([p.tokens_MCS for p in parts]),
-            torch.cat([p.log_q_MC for p in parts]),
-            torch.cat([p.valid_MC for p in parts]),
-            None if repeated[0] is None else torch.cat([r for r in repeated if r is not None]),
-            parts[0].draws,
-        )
+        return _joined(parts)
 
     def log_q_of(
         self, runner: BlockRunner, refined: Refined, tokens_XCS: Int[Tensor, "X C S"]
@@ -268,14 +273,17 @@ class BestOf:
         values: list[Tensor] = []
         last: list[Tensor] | None = None
         number_X, chosen_XS = torch.zeros_like(row_X), state.token_XS
+        flipped_X = torch.zeros_like(row_X, dtype=torch.bool)
         for number in range(refinement.iterations):
             running_X = ~state.committed_XS.all(-1)
             if number and not bool(running_X.any()):
                 break
             fixed_XS = refinement.held(state, given_XS)
             hidden_XSD = runner.run(state.inputs_XSD)
-            log_p_XSV = allowed_log_probabilities(runner.logits(hidden_XSD), runner.forbidden_V)
-            drawn = self.propose(log_p_XSV, fixed_XS, state.token_XS, row_X, number)
+            drawn, log_p_XCS, said = self._proposed(
+                runner, refinement.soft_inputs.top, hidden_XSD, fixed_XS, state.token_XS, row_X,
+                number,
+            )  # fmt: skip
             repeated_X = (
                 torch.zeros_like(row_X) if drawn.duplicates_M is None else drawn.duplicates_M
             )
@@ -287,11 +295,10 @@ class BestOf:
             if found:
                 here = here.of(running_X, found[-1])
                 score_XC = chosen(running_X, score_XC, values[-1])
-            won_X = self.winner(here, score_XC, row_X)
+            won_X = self.winner(here, score_XC, row_X, number)
             won_XS = taken(drawn.tokens_MCS, won_X)
-            prediction = _as_if_said(
-                predict_places(runner, hidden_XSD, refinement.soft_inputs.top), log_p_XSV, won_XS
-            )
+            prediction = _as_if_said(said, won_XS, taken(log_p_XCS, won_X).exp())
+            flipped_X |= running_X & (won_X > 0)
             now = [hidden_XSD, fixed_XS, prediction.confidence_P, prediction.entropy_P]
             if last is not None:
                 now = [chosen(running_X, a, b) for a, b in zip(now, last, strict=True)]
@@ -307,7 +314,29 @@ class BestOf:
         hidden_XSD, fixed_XS, confidence_XS, entropy_XS = last
         refined = Refined(chosen_XS, hidden_XSD, fixed_XS, passes_X, confidence_XS, entropy_XS)
         score_RXC = torch.stack(values)
-        return refined, Choice(chosen_XS, number_X, found, score_RXC, score_RXC[-1], len(found))
+        return refined, Choice(
+            chosen_XS, number_X, found, score_RXC, score_RXC[-1], len(found), flipped_X,
+            _seen(found),
+        )  # fmt: skip
+
+    def _proposed(
+        self, runner: BlockRunner, top: int, hidden_XSD: Tensor, fixed_XS: Tensor, token_XS: Tensor,
+        row_X: Tensor, number: int,
+    ) -> tuple[Candidates, Tensor, Prediction]:  # fmt: skip
+        """Candidates of a pass, log p [X, C, S] of their tokens, and what the pass itself says; a
+        part of the logits at a time."""
+        drawn, log_p, said = [], [], []
+        for start in range(0, len(hidden_XSD), _BLOCKS):
+            part = slice(start, start + _BLOCKS)
+            logits_YSV = runner.logits(hidden_XSD[part])
+            log_p_YSV = allowed_log_probabilities(logits_YSV, runner.forbidden_V)
+            drawn.append(
+                self.propose(log_p_YSV, fixed_XS[part], token_XS[part], row_X[part], number)
+            )
+            log_p.append(log_p_YSV.gather(-1, drawn[-1].tokens_MCS.mT).mT)
+            said.append(predict(logits_YSV, runner.forbidden_V, top))
+        prediction = Prediction(*(torch.cat(column) for column in zip(*said, strict=True)))
+        return _joined(drawn), torch.cat(log_p), prediction
 
 
 def _distributions(runner: BlockRunner, refined: Refined) -> Iterator[tuple[slice, Tensor]]:
@@ -318,15 +347,46 @@ def _distributions(runner: BlockRunner, refined: Refined) -> Iterator[tuple[slic
         yield part, allowed_log_probabilities(logits_YSV, runner.forbidden_V)
 
 
-def _as_if_said(prediction: Prediction, log_p_XSV: Tensor, token_XS: Tensor) -> Prediction:
+def _joined(parts: Sequence[Candidates]) -> Candidates:
+    """Candidates of all blocks."""
+    repeated = [p.duplicates_M for p in parts]
+    return Candidates(
+        torch.cat([p.tokens_MCS for p in parts]),
+        torch.cat([p.log_q_MC for p in parts]),
+        torch.cat([p.valid_MC for p in parts]),
+        None if repeated[0] is None else torch.cat([r for r in repeated if r is not None]),
+        parts[0].draws,
+    )
+
+
+def _seen(rounds: Sequence[Round]) -> Int[Tensor, " X"]:
+    """Candidates of every block that were looked at, over the rounds that were its own."""
+    counts = [
+        r.valid_XC.sum(-1) if r.new_X is None else r.valid_XC.sum(-1) * r.new_X for r in rounds
+    ]
+    return torch.stack(counts).sum(0)
+
+
+def _as_if_said(prediction: Prediction, token_XS: Tensor, confidence_XS: Tensor) -> Prediction:
     """The prediction of a pass that would have said these tokens, with their own probabilities."""
-    confidence_XS = log_p_XSV.gather(-1, token_XS[..., None])[..., 0].exp()
-    return prediction._replace(token_P=token_XS, confidence_P=confidence_XS)
+    said = prediction._replace(token_P=token_XS, confidence_P=confidence_XS)
+    top = prediction.top_token_PT.shape[-1]
+    if not top:
+        return said
+    # They come first in the list of the most probable ones, each token once.
+    token_XST = torch.cat([token_XS[..., None], prediction.top_token_PT], -1)
+    p_XST = torch.cat([confidence_XS[..., None], prediction.top_probability_PT], -1)
+    again_XST = token_XST == token_XS[..., None]
+    again_XST[..., 0] = False
+    kept_XST = again_XST.int().argsort(dim=-1, stable=True)[..., :top]
+    return said._replace(
+        top_token_PT=token_XST.gather(-1, kept_XST), top_probability_PT=p_XST.gather(-1, kept_XST)
+    )
 
 
-def taken(tokens_XCS: Int[Tensor, "X C S"], number_X: Int[Tensor, " X"]) -> Int[Tensor, "X S"]:
-    """The tokens of one candidate of every block."""
-    return tokens_XCS[torch.arange(len(number_X), device=number_X.device), number_X]
+def taken(of_XCS: Shaped[Tensor, "X C S"], number_X: Int[Tensor, " X"]) -> Shaped[Tensor, "X S"]:
+    """The tokens, or what else a place has, of one candidate of every block."""
+    return of_XCS[torch.arange(len(number_X), device=number_X.device), number_X]
 
 
 def repeats(tokens_XCS: Int[Tensor, "X C S"], valid_XC: Bool[Tensor, "X C"]) -> Bool[Tensor, "X C"]:

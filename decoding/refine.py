@@ -7,10 +7,11 @@ given: nothing is padded, and a row's blocks are the same alone and in a batch.
 An answer ends at its first end token (what the same block says behind it is dropped), before a stop
 string, or at the limit. What an answer cost is counted beside it (`GenerationResult.work`):
 
-    nfe        passes that its blocks needed: of refinement, and over candidates
+    nfe        passes that its blocks needed, of refinement and over candidates, and one over the
+               whole blocks of its prompt
     blocks     blocks that were written
     flips      blocks in which another candidate than the greedy one won
-    candidates blocks times candidates that were ranked
+    candidates distinct candidates that were ranked, over all rounds
 
 Legend: B rows, S block size, C candidates.
 """
@@ -33,6 +34,7 @@ from decoding.generate import (
 from decoding.prompts import next_prompts, prompt_of
 from decoding.stop_strings import StopStrings
 from models.causal import CausalTarget
+from models.identity import described
 from models.precision import use_fastest_exact_matmul
 
 _KEY = (1 << 63) - 1
@@ -69,6 +71,7 @@ class RefineGenerator:
         prefill_tokens: tokens of prompts, padding included, that are read in one pass.
         best_of: how a block is chosen among candidates; None takes the refined one.
         scores: ranks candidates, with `best_of`.
+        scorer_fingerprint: identity of `scores`.
         device: "cpu", "cuda"; None takes a GPU if there is one.
 
     Raises:
@@ -85,6 +88,7 @@ class RefineGenerator:
         prefill_tokens: int = 4096,
         best_of: BestOf | None = None,
         scores: Scores | None = None,
+        scorer_fingerprint: str | None = None,
         device: str | None = None,
     ) -> None:
         for name, neutral in (("temperature", 0.0), ("logprobs", False)):
@@ -97,6 +101,7 @@ class RefineGenerator:
         assert (best_of is None) == (scores is None), "candidates are ranked by something"
         self.target, self.settings, self.block_size = target, settings, block_size
         self.refinement, self.best_of, self.scores = refinement, best_of, scores
+        self.scorer_fingerprint = scorer_fingerprint
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.nn.Module.to(target.model, self.device)
@@ -118,8 +123,9 @@ class RefineGenerator:
             "dtype": self.target.dtype,
             "tokenizer": self.target.text_fingerprint,
             "block_size": self.block_size,
-            "refine": str(self.refinement),
-            "bon": None if self.best_of is None else str(self.best_of),
+            "refine": described(self.refinement),
+            "bon": described(self.best_of),
+            "scorer": self.scorer_fingerprint,
         }
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GenerationResult]:
@@ -166,7 +172,9 @@ class RefineGenerator:
                 continue
             limit = min(self.settings.max_new_tokens, room)
             key = request_key(request.id) & _KEY
-            waiting.append(_Row(request.id, key, prompt, limit))
+            row = _Row(request.id, key, prompt, limit)
+            row.work["nfe"] += len(prompt) >= self.block_size
+            waiting.append(row)
             if len(waiting) >= 4 * self.batch_size:
                 break
         waiting.sort(key=lambda row: len(row.prompt))
@@ -184,7 +192,7 @@ class RefineGenerator:
         token_BS, given_BS = token_BS.to(self.device), given_BS.to(self.device)
         if self.best_of is None:
             refined = self.refinement.refine(cache, token_BS, given_BS)
-            won_BS, number_B, looks = refined.token_XS, None, 0
+            won_BS, choice = refined.token_XS, None
         else:
             assert self.scores is not None
             # A draw depends on the request and the place in its answer, not on the rows beside it.
@@ -192,10 +200,12 @@ class RefineGenerator:
             refined, choice = self.best_of.choose(
                 cache, self.refinement, token_BS, given_BS, key_B.to(self.device), self.scores
             )
-            won_BS, number_B, looks = choice.token_XS, choice.number_X, choice.passes
+            won_BS = choice.token_XS
         cache.finish(won_BS)
-        passes = refined.passes_X.tolist()
-        flips = [0] * len(rows) if number_B is None else (number_B > 0).tolist()
+        passes, looks = refined.passes_X.tolist(), 0 if choice is None else choice.passes
+        flips = seen = [0] * len(rows)
+        if choice is not None:
+            flips, seen = choice.flipped_X.int().tolist(), choice.seen_X.tolist()
         for place, (row, block) in enumerate(zip(rows, won_BS.tolist(), strict=True)):
             new = block[len(row.given(size)) :]
             # Each round over candidates of `select_each` belongs to a pass of the row's own.
@@ -203,7 +213,7 @@ class RefineGenerator:
             row.work["nfe"] += passes[place] + own_looks
             row.work["blocks"] += 1
             row.work["flips"] += flips[place]
-            row.work["candidates"] += self.best_of.count * own_looks if self.best_of else 0
+            row.work["candidates"] += seen[place]
             self._append(row, new)
 
     def _each(self) -> bool:

@@ -29,6 +29,8 @@ from evaluation.grouped import Floats, Groups, Ints, Measure
 
 Bools = NDArray[np.bool_]
 
+# A bootstrap over fewer groups has intervals that are too narrow.
+LEAST_GROUPS = 20
 ALPHAS = (0.0, 0.05, 0.1, 0.3, 0.5, 1.0, 2.0, math.inf)
 
 
@@ -201,10 +203,8 @@ def sweep(
 
 
 class Gate(NamedTuple):
-    """Whether a scorer goes on to benchmarks: the whole interval of its gain lies above 0.
-
-    `groups` is what the interval rests on: with a handful of them it is too narrow.
-    """
+    """Whether a scorer goes on to benchmarks: the whole interval of its gain lies above 0, and it
+    rests on at least `LEAST_GROUPS` rows or documents."""
 
     ships: bool
     alpha: float
@@ -214,8 +214,9 @@ class Gate(NamedTuple):
 
 
 def ship_gate(found: Selection, groups: Groups) -> Gate:
-    """The gate at the alpha of a selection; one group alone, without an interval, does not ship."""
-    ships = found.gain.low is not None and found.gain.low > 0
+    """The gate at the alpha of a selection."""
+    enough = groups.number >= LEAST_GROUPS
+    ships = enough and found.gain.low is not None and found.gain.low > 0
     return Gate(ships, found.alpha, found.gain, found.gain_p, groups.number)
 
 

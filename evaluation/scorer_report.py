@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.grouped import Measure
-from evaluation.scorer import Gate, ScoredBlocks, Selection
+from evaluation.scorer import LEAST_GROUPS, Gate, ScoredBlocks, Selection
 from evaluation.scorer_evaluation import Part, ScorerEvaluation, alpha_name
 from evaluation.scorer_plot import plot_reliability, plot_sweep
 from evaluation.scorer_quality import Calibration
@@ -15,7 +15,8 @@ NOTE = (
     "oracle: the truth is among the candidates; greedy: candidate 0 is the truth; bon: the one with"
     " the largest l + alpha S is. gain = bon - greedy. A flip picks another candidate than 0: right"
     " if that is the truth, wrong if candidate 0 was. In brackets: 95 % bootstrap intervals over"
-    " rows or documents; p is two-sided, of the same draws. Calibration: softmax of the scores"
+    " rows or documents; p is two-sided, of the same draws. A round is the scores of that round"
+    " alone, for the candidates as they ended. Calibration: softmax of the scores"
     ' against "this candidate is the truth, given that one of them is".'
 )
 
@@ -102,9 +103,10 @@ def verdict(gate: Gate) -> str:
     """The gate in a line."""
     how = "ships" if gate.ships else "does not ship"
     p = "-" if gate.p is None else f"{gate.p:.2g}"
+    few = f", fewer than the {LEAST_GROUPS} that shipping asks for" * (gate.groups < LEAST_GROUPS)
     return (
         f"Scorer {how}: gain {show(gate.gain, '+')} at alpha={alpha_name(gate.alpha)}, p={p},"
-        f" {gate.gain.over:.0f} blocks of {gate.groups} groups."
+        f" {gate.gain.over:.0f} blocks of {gate.groups} groups{few}."
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.best_of import BestOf, Round, taken
+from decoding.best_of import BestOf, Round, repeats, taken
 from decoding.block_reader import BlockReader
 from decoding.chain import Refined
 from evaluation.scorer import ScoredBlocks
@@ -29,7 +29,9 @@ class Scorer(Protocol):
     block_size: int
     seed: int
 
-    def layout(self, batch: dict[str, Any], chosen_BN: Tensor | None = None) -> BlockLayout:
+    def layout(
+        self, batch: dict[str, Any], chosen_BN: Tensor | None = None, bucket: int | None = None
+    ) -> BlockLayout:
         """The blocks of a batch."""
         ...
 
@@ -51,14 +53,10 @@ class Scorer(Protocol):
 @torch.no_grad()
 def scored_blocks(scorer: Scorer, batches: Iterable[dict[str, Any]]) -> ScoredBlocks:
     """Candidates of every block behind its true past, as decoding proposes and scores them."""
+    assert scorer.best_of.score_agg != "select_each", "its candidates hold no greedy block"
     parts = [_scored(scorer, {**batch, "layout": scorer.layout(batch)}) for batch in batches]
-    # Rounds of `select_each` end with the last block of a batch; all batches have the first ones.
-    rounds = min(len(part["score_RMC"]) for part in parts)
     joined = {
-        name: np.concatenate([part[name][:rounds] for part in parts], 1)
-        if "_R" in name
-        else np.concatenate([part[name] for part in parts])
-        for name in parts[0]
+        name: np.concatenate([part[name] for part in parts], int("_R" in name)) for name in parts[0]
     }
     return ScoredBlocks(**joined)
 
@@ -76,13 +74,16 @@ def _scored(scorer: Scorer, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     score_RXC = torch.stack(
         [scorer.scores(r.hidden_XCSD, r.tokens_XCS, written_XS) for r in rounds]
     )
-    last = rounds[-1]
-    errors_XC = token_errors(last.tokens_XCS, target_XS[:, None], written_XS[:, None])
-    entropy_X = (refined.entropy_XS * written_XS).sum(-1) / written_XS.sum(-1).clamp(min=1)
+    last, scored_XS = rounds[-1], layout.scored_BMS.flatten(0, 1)
+    errors_XC = token_errors(last.tokens_XCS, target_XS[:, None], scored_XS[:, None])
+    # Candidates that differ behind the end of the text are one answer.
+    text_XCS = last.tokens_XCS.masked_fill(~scored_XS[:, None], 0)
+    valid_XC = last.valid_XC & ~repeats(text_XCS, last.valid_XC)
+    entropy_X = (refined.entropy_XS * scored_XS).sum(-1) / scored_XS.sum(-1).clamp(min=1)
     row_X = batch["index"][:, None].expand_as(layout.block_BM).flatten()
     columns = {
         "log_q_MC": last.log_q_XC, "score_MC": best_of.aggregate(score_RXC),
-        "errors_MC": errors_XC, "valid_MC": last.valid_XC, "entropy_M": entropy_X,
+        "errors_MC": errors_XC, "valid_MC": valid_XC, "entropy_M": entropy_X,
         "group_M": row_X, "truth_score_M": truth_X,
     }  # fmt: skip
     arrays = {name: _array(column[exists_X]) for name, column in columns.items()}
@@ -117,7 +118,7 @@ def _probed(scorer: Scorer, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     uniform_BK = uniform_BK.to(batch["input_ids"].device)
     # 1. one block of every row
     order_BN = uniform_BK[:, 1:].masked_fill(~whole.written_BN, 2.0).argsort(1).argsort(1)
-    layout = scorer.layout(batch, order_BN == 0)
+    layout = scorer.layout(batch, order_BN == 0, bucket=1)
     keep_B = layout.exists_BM[:, 0]
     batch = {**batch, "layout": layout}
     _, _, rounds = scorer.candidates(batch, layout, scorer.best_of)

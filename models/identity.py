@@ -1,11 +1,14 @@
 """Which target this is: digests of weights, configuration, vocabulary and chat template."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 # What a saved config says of how it was saved, not of what the model computes.
@@ -22,6 +25,32 @@ def digest(value: Any) -> str:
     """16 hexadecimal digits that identify a value made of dicts, lists, strings and numbers."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def described(value: Any) -> Any:
+    """Class and attributes of an object, down to plain values: what `repr` says of some and of
+    others not, whose address it names, so that two processes would find them different."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): described(part) for key, part in value.items()}
+    if dataclasses.is_dataclass(value):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        found = getattr(value, "__dict__", {})
+    return {"class": type(value).__qualname__} | described(found)
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Identity of named tensors by their bytes, in whatever order they come."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        plain = tensor.detach().cpu().contiguous()
+        hashed.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
+        hashed.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """mode=scorer_eval: what a candidate scorer is worth, before any benchmark is run with it."""
 
-import json
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from data.errors import DataError
 from evaluation.grouped import Groups
 from evaluation.scorer import ALPHAS, ScoredBlocks, selection
 from evaluation.scorer_evaluation import ScorerEvaluation, evaluate, metrics_of
 from evaluation.scorer_quality import LeakProbe
 from evaluation.scorer_report import terminal_text, write_report
 from evaluation.scorer_run import probe_leak, scored_blocks
+from modes.sample_eval import sampling_device
 from objectives.pairing import additive_weight
 from opening import evaluation_data, open_checkpoint
 from runtime.checkpoint import provenance
 from runtime.errors import ConfigError
 from runtime.overrides import overridden_keys
-from runtime.run import write_config, write_provenance
+from runtime.run import write_config, write_json, write_provenance
 from scorer import CandidateScorer
 
 
@@ -44,19 +47,33 @@ def run(cfg: DictConfig) -> dict[str, float]:
             f"eval.checkpoint_path={cfg.eval.checkpoint_path}: holds algo={cfg.algo.name}, which"
             " scores no candidates; allowed: a checkpoint of algo=nce"
         )
+    if model.best_of.score_agg == "select_each":
+        raise ConfigError(
+            "bon.score_agg=select_each: its chain follows the scorer, so that there is no greedy"
+            " block among the candidates to compare with; allowed: perround, lastround (answers of"
+            " select_each are compared by mode=benchmark_eval)"
+        )
     batches, fingerprint = _batches(cfg, model)
+    device = sampling_device(cfg)
+    model.to(device)
+    batches = [{name: column.to(device) for name, column in batch.items()} for batch in batches]
     blocks = scored_blocks(model, tqdm(batches, desc="candidates", unit="batch"))
     alpha = additive_weight(cfg.bon.alpha, cfg.bon.form)
     found = evaluate(blocks, alpha)
-    leak = probe_leak(model, tqdm(batches, desc="leak probe", unit="batch"))
     run_dir = Path(cfg.paths.run_dir)
     write_config(run_dir, cfg)
     title = f"{cfg.model.name}: {blocks.valid_MC.shape[0]} blocks"
     write_report(run_dir, title, blocks, found)
     write_provenance(run_dir, provenance(cfg, fingerprint))
-    metrics = metrics_of(found) | tuned(blocks) | leak_metrics(leak)
-    (run_dir / "scorer.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(terminal_text(found))
+    metrics = metrics_of(found) | tuned(blocks, allowed_alphas(model))
+    leak: LeakProbe | str
+    try:
+        leak = probe_leak(model, tqdm(batches, desc="leak probe", unit="batch"))
+        metrics |= leak_metrics(leak)
+    except DataError as error:
+        leak = str(error)
+    write_json(run_dir / "scorer.json", metrics)
     print(_closing(found, metrics, leak))
     return metrics
 
@@ -76,7 +93,17 @@ def _batches(cfg: DictConfig, model: CandidateScorer) -> tuple[list[dict[str, Te
     return list(loader), data.fingerprint
 
 
-def tuned(blocks: ScoredBlocks) -> dict[str, float]:
+def allowed_alphas(model: CandidateScorer) -> list[float]:
+    """Those of the sweep with which decoding may add the scores."""
+    allowed = []
+    for alpha in ALPHAS:
+        with suppress(ValueError):
+            model.check_weight(alpha)
+            allowed.append(alpha)
+    return allowed
+
+
+def tuned(blocks: ScoredBlocks, alphas: Sequence[float] = ALPHAS) -> dict[str, float]:
     """The alpha with the largest gain on rows of even number, and its gain on the odd ones.
 
     Empty if one of the two halves has no block.
@@ -86,7 +113,7 @@ def tuned(blocks: ScoredBlocks) -> dict[str, float]:
         return {}
     tune, held_out = blocks.among(even_M), blocks.among(~even_M)
     seen = Groups(tune.group_M)
-    gains = {a: selection(tune, a, seen).gain.value for a in ALPHAS if math.isfinite(a)}
+    gains = {alpha: selection(tune, alpha, seen).gain.value for alpha in alphas}
     best = max(gains, key=lambda alpha: gains[alpha] or 0.0)
     gain = selection(held_out, best, Groups(held_out.group_M)).gain
     found = {
@@ -105,14 +132,19 @@ def leak_metrics(leak: LeakProbe) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _closing(found: ScorerEvaluation, metrics: dict[str, Any], leak: LeakProbe) -> str:
-    verdict = "ships" if found.gate.ships else "does not ship: its gain may be nothing"
-    lines = [
-        f"the scorer {verdict}",
+def _probe_text(leak: LeakProbe | str) -> str:
+    if isinstance(leak, str):
+        return f"leak probe: not measured ({leak})"
+    return (
         f"leak probe: {leak.rate:.3f} [{leak.interval.low:.3f}, {leak.interval.high:.3f}] of"
         f" {leak.sets} sets, chance {leak.chance:.3f}"
-        f"{'' if leak.at_chance else ': THE SCORER KNOWS A SLOT BY HOW IT WAS READ'}",
-    ]
+        f"{'' if leak.at_chance else ': THE SCORER KNOWS A SLOT BY HOW IT WAS READ'}"
+    )
+
+
+def _closing(found: ScorerEvaluation, metrics: dict[str, Any], leak: LeakProbe | str) -> str:
+    verdict = "ships" if found.gate.ships else "does not ship: its gain may be nothing"
+    lines = [f"the scorer {verdict}", _probe_text(leak)]
     if "tuned/alpha" in metrics:
         lines.append(
             f"alpha={metrics['tuned/alpha']:g} was best on even rows; gain on odd ones"

@@ -46,7 +46,8 @@ from evaluation.scorer_quality import calibration
 from evaluation.scorer_report import show
 from evaluation.scorer_run import scored_blocks
 from modes import train
-from objectives.contrastive import bound_floor, ranking
+from objectives.contrastive import ranking
+from objectives.nce_statistics import bound_floor
 from objectives.refinement import allowed_log_probabilities
 from scorer import CandidateScorer
 
@@ -323,8 +324,8 @@ def loss_at(scale: float) -> float:
 
 
 scales = np.geomspace(0.1, 20, 60)
-rivals = wrong_MC.sum(-1)[counts_M.numpy()]
-floors = [np.mean([bound_floor(scale, n) for n in rivals]) for scale in scales]
+rivals_M = torch.from_numpy(wrong_MC.sum(-1))[counts_M]
+floors = [bound_floor(scale, rivals_M).mean() for scale in scales]
 figure, (bars, curve) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 edges = np.linspace(-gamma, gamma, 31)
 bars.hist(blocks.truth_score_M, edges, density=True, alpha=0.55, label="the truth")

@@ -24,7 +24,6 @@ Legend: M blocks, C slots, S places of a block. Losses are in nats per block; wh
 half precision elsewhere is float32 here.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,7 +62,7 @@ def ranking(
 
     With graded targets it is ListNet's cross-entropy (Cao et al. 2007). `log_q_MC` is not used.
     """
-    return _softmax_terms(_exact(score_MC), valid_MC, target_MC)
+    return _softmax_terms(exact(score_MC), valid_MC, target_MC)
 
 
 def ranking_corrected(
@@ -73,7 +72,7 @@ def ranking_corrected(
     target_MC: Float[Tensor, "M C"] | None = None,
 ) -> NCETerms:
     """`ranking` of gamma s - log q (arXiv 1809.01812); log q is finite where a slot counts."""
-    return _softmax_terms(_exact(score_MC) - _exact(log_q_MC), valid_MC, target_MC)
+    return _softmax_terms(exact(score_MC) - exact(log_q_MC), valid_MC, target_MC)
 
 
 def binary(
@@ -87,7 +86,7 @@ def binary(
     nu is the number of valid negatives of the block; one negative is the loss of EDLM (arXiv
     2410.21357). `log_q_MC` is not used.
     """
-    slots = _Slots(_exact(score_MC), valid_MC, target_MC)
+    slots = _Slots(exact(score_MC), valid_MC, target_MC)
     negatives_M1 = (valid_MC.sum(-1, keepdim=True) - 1).clamp(min=1)
     logit_MC = slots.value_MC - negatives_M1.to(slots.value_MC.dtype).log()
     loss_MC = slots.target_MC * logsigmoid(logit_MC) + (1 - slots.target_MC) * logsigmoid(-logit_MC)
@@ -161,7 +160,8 @@ def _softmax_terms(value_MC: Tensor, valid_MC: Tensor, target_MC: Tensor | None)
     return slots.terms(loss_M, logit_MC.softmax(-1))
 
 
-def _exact(x: Tensor) -> Tensor:
+def exact(x: Float[Tensor, "*A"]) -> Float[Tensor, "*A"]:
+    """In float32, or as it is in float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -231,79 +231,5 @@ def score_penalty(
 
     The coefficient of BBox-Adapter (arXiv 2402.08219) is 1.
     """
-    kept_MC = torch.where(valid_MC, _exact(score_MC), 0.0)
+    kept_MC = torch.where(valid_MC, exact(score_MC), 0.0)
     return kept_MC.square().sum(-1) / valid_MC.sum(-1).clamp(min=1)
-
-
-def log_slots(valid_MC: Bool[Tensor, "M C"]) -> Float[Tensor, " M"]:
-    """ln(n + 1) of every block: `ranking` of a scorer that knows nothing; 0 without a slot."""
-    return valid_MC.sum(-1).clamp(min=1).float().log()
-
-
-def duplicate_floor(copies_M: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """ln(1 + d), below which `ranking` cannot fall with d valid copies of the truth.
-
-    With one copy in a share r of the blocks the mean is r ln 2.
-    """
-    return copies_M.float().log1p()
-
-
-def bound_floor(bound: float | int, negatives: float | int) -> float:
-    """ln(1 + n e^{-2g}), below which `ranking` cannot fall while |gamma s| <= g.
-
-    n = 4: 0.905 for g = 0.5, 0.433 for 1, 0.071 for 2, 0.010 for 3; ln 5 = 1.609 for 0.
-    """
-    return math.log1p(negatives * math.exp(-2 * bound))
-
-
-def scale_gradient(terms: NCETerms, score_MC: Float[Tensor, "M C"]) -> Float[Tensor, " M"]:
-    """dL / d log gamma = sum_j (posterior_j - y_j) gamma s_j of every block."""
-    difference_MC = terms.posterior_MC - terms.target_MC
-    kept_MC = torch.where(difference_MC != 0, _exact(score_MC.detach()), 0.0)
-    return (difference_MC * kept_MC).sum(-1)
-
-
-class PositiveRank(NamedTuple):
-    """Of every block; 0 where slot 0 is not valid, 1 where nothing competes with it.
-
-    first_M: probability that slot 0 comes first.
-    reciprocal_M: mean of 1 / rank of slot 0, whose mean over blocks is the MRR.
-    """
-
-    first_M: Float[Tensor, " M"]
-    reciprocal_M: Float[Tensor, " M"]
-
-
-def positive_rank(score_MC: Float[Tensor, "M C"], valid_MC: Bool[Tensor, "M C"]) -> PositiveRank:
-    """The place of the truth among the valid slots; equal scores are drawn by lot, on average.
-
-    With a better slots and b equal ones 1[a = 0] / (b + 1) and sum_{r=a+1}^{a+b+1} 1 / (r (b + 1)):
-    a scorer that gives one number to all is at chance, not at 1.
-    """
-    rivals_MC = valid_MC[:, 1:]
-    better_M = ((score_MC[:, 1:] > score_MC[:, :1]) & rivals_MC).sum(-1)
-    equal_M = ((score_MC[:, 1:] == score_MC[:, :1]) & rivals_MC).sum(-1)
-    places = torch.arange(score_MC.shape[1] + 1, dtype=torch.float32, device=score_MC.device)
-    harmonic = torch.cat([places[:1], places[1:].reciprocal()]).cumsum(0)
-    present_M = valid_MC[:, 0].float()
-    first_M = (better_M == 0) / (equal_M + 1) * present_M
-    reciprocal_M = harmonic[better_M + equal_M + 1] - harmonic[better_M]
-    return PositiveRank(first_M, reciprocal_M / (equal_M + 1) * present_M)
-
-
-def score_spread(
-    score_MC: Float[Tensor, "M C"], valid_MC: Bool[Tensor, "M C"]
-) -> Float[Tensor, " M"]:
-    """Standard deviation of gamma s over the valid slots of a block (divided by their number)."""
-    slots_M = valid_MC.sum(-1).clamp(min=1)
-    kept_MC = torch.where(valid_MC, _exact(score_MC), 0.0)
-    mean_M = kept_MC.sum(-1) / slots_M
-    square_MC = (kept_MC - mean_M[:, None]).square().masked_fill(~valid_MC, 0.0)
-    return (square_MC.sum(-1) / slots_M).sqrt()
-
-
-def largest_score(
-    score_MC: Float[Tensor, "M C"], valid_MC: Bool[Tensor, "M C"]
-) -> Float[Tensor, " M"]:
-    """max |gamma s| over the valid slots of a block: the g of `bound_floor`."""
-    return torch.where(valid_MC, _exact(score_MC), 0.0).abs().amax(-1)

@@ -66,7 +66,7 @@ def slow_rows(
     Copies are found token by token.
     """
     for x in range(len(slots.block_X)):
-        places = slots.written_XS[x]
+        places = slots.scored_XS[x]
         seen: list[list[int]] = []
         counted, copies = [0], 0
         truth = slots.tokens_XJS[x, 0, places].tolist()

@@ -214,8 +214,12 @@ def test_adapters_alone_are_trained_and_open_with_the_checkpoint(folder, tmp_pat
     kept = last(tmp_path)["optimizer_states"][0]["param_groups"]
     assert sum(len(group["params"]) for group in kept) == len(named)
     assert answers(trained)["0"] == slow_answer(trained.backbone.model, (5, 9, 20))
-    with pytest.raises(ConfigError, match=r"algo\.lora: .*nothing_like_it"):
-        build(folder, "sft_raw", "algo.lora={target_modules: [nothing_like_it]}")
+    for options, message in (
+        ("{target_modules: [nothing_like_it]}", r"algo\.lora: .*nothing_like_it"),
+        ("{bias: all}", r"algo\.lora\.bias=all: adapters alone are trained"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(folder, "sft_raw", f"algo.lora={options}")
 
 
 def test_another_tokenizer_is_refused(folder):

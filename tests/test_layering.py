@@ -25,7 +25,7 @@ OURS = {*BELOW, *ROOT_MODULES, "main", "modes", "tests", "benchmarks", "scripts"
 # What a layer may use besides our own modules and the standard library; None: anything.
 SMALL = {"torch", "jaxtyping"}
 PRETRAINED = {"transformers", "tokenizers", "safetensors", "huggingface_hub"}
-LIBRARIES = {"objectives": SMALL, "models": SMALL | PRETRAINED | {"filelock"}}
+LIBRARIES = {"objectives": SMALL, "models": SMALL | PRETRAINED | {"filelock", "peft"}}
 FILES = sorted(
     path.relative_to(ROOT)
     for path in [*ROOT.glob("*.py"), *(p for layer in BELOW for p in (ROOT / layer).rglob("*.py"))]

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from refine import masked_inputs
 from runtime.errors import ConfigError
 from tests.block_runs import build, prepared
 from tests.blocks import dense_mask
@@ -224,7 +225,8 @@ def test_complementary_masks_cover_every_place_once(folder, masked):
     algorithm, _, batch = build(
         folder, "masked_adapt", "algo.complementary=true", "algo.weighting=uniform"
     )
-    layout, mask = batch["layout"], batch["inputs"]["mask"]
+    layout = batch["layout"]
+    mask = batch["inputs"]["mask"][:, 0].view(layout.predict_BMS.shape)
     terms = algorithm.loss_terms(batch)
     hidden, place, weight = algorithm.last_pass(algorithm.reader(batch), layout, batch["inputs"])
     assert torch.equal(place.sort().values, layout.predict_BMS.flatten().nonzero()[:, 0])
@@ -232,7 +234,7 @@ def test_complementary_masks_cover_every_place_once(folder, masked):
     plain_one, _, _ = masked
     total = 0.0
     for chosen in (mask, ~mask & layout.predict_BMS):
-        inputs = {"mask": chosen, "weight": torch.ones_like(batch["inputs"]["weight"])}
+        inputs = masked_inputs([chosen], torch.ones(chosen.shape))
         total += plain_one.loss_terms({**batch, "inputs": inputs}).loss.item()
     assert terms.loss.item() == pytest.approx(total, rel=1e-5)
     with pytest.raises(ConfigError, match=r"complementary=true: algo\.weighting=bound .*uniform"):

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from scorer import _STATISTICS, Slots
+from objectives.nce_statistics import SUMS
+from scorer import Slots
 from tests.block_runs import build, plain, prepared
 from tests.scorer_runs import KINDS, SAMPLES, learned, rounds_of, scorer_of, slow_loss, slow_rows
 
@@ -43,7 +44,7 @@ def test_the_slots_are_the_truth_and_what_decoding_proposes(folder):
 def test_the_loss_is_that_of_its_slots(folder, kind, chosen, dedup):
     algorithm, _, batch = scorer_of(folder, *chosen, f"nce.dedup={str(dedup).lower()}")
     terms = algorithm.loss_terms(batch)
-    sums = dict(zip(_STATISTICS, algorithm._sums.tolist(), strict=True))
+    sums = dict(zip(SUMS, algorithm._sums.tolist(), strict=True))
     _, _, [(slots, score)] = rounds_of(algorithm, batch)
     losses, rows, copies, slots_there = [], [0.0] * 4, 0, 0
     for x, counted, same, scores, log_q in slow_rows(slots, score, dedup):
@@ -153,13 +154,14 @@ def test_some_blocks_of_every_row(folder):
     assert ((share - wanted).abs() < 5 * error)[written].all()
 
 
-def by_hand(*, tokens, exists=None):
+def by_hand(*, tokens, exists=None, scored=None):
     tokens_XJS = torch.tensor(tokens)
     shape = tokens_XJS.shape
     exists_XJ = torch.ones(shape[:2], dtype=torch.bool) if exists is None else exists
     written = torch.ones(shape[0], shape[2], dtype=torch.bool)
     hidden, log_q = torch.zeros(*shape, 32), torch.zeros(shape[:2])
-    return Slots(tokens_XJS, hidden, log_q, exists_XJ, written, torch.arange(shape[0]))
+    scored = written if scored is None else torch.tensor(scored)
+    return Slots(tokens_XJS, hidden, log_q, exists_XJ, written, scored, torch.arange(shape[0]))
 
 
 def test_the_best_candidate_as_the_positive(folder):
@@ -170,13 +172,23 @@ def test_the_best_candidate_as_the_positive(folder):
     terms, sums = algorithm.round_loss(slots, score)
     odds = [math.exp(v) for v in (0.1, 0.4, 0.2)]
     assert terms.loss_M.item() == pytest.approx(-math.log(odds[1] / sum(odds)), rel=1e-5)
-    named = dict(zip(_STATISTICS, sums.tolist(), strict=True))
+    named = dict(zip(SUMS, sums.tolist(), strict=True))
     assert named["ln_slots"] == pytest.approx(math.log(3), rel=1e-6)
     algorithm.target_temperature = 0.5
     terms, _ = algorithm.round_loss(slots, score)
     target = torch.tensor([-2.0, 0.0, -1.0]).div(0.5).softmax(-1)
     wanted = -(target * torch.tensor([0.1, 0.4, 0.2]).log_softmax(-1)).sum()
     assert terms.loss_M.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_behind_the_end_of_a_text_nothing_counts(folder):
+    """The second slot says the same, the third is the second again; the fourth is wrong."""
+    algorithm, _, _ = scorer_of(folder)
+    tokens = [[[5, 1, 1], [5, 1, 7], [5, 1, 8], [6, 1, 1]]]
+    slots = by_hand(tokens=tokens, scored=[[True, True, False]])
+    terms, sums = algorithm.round_loss(slots, torch.zeros(1, 4))
+    assert terms.loss_M.item() == pytest.approx(math.log(2))
+    assert dict(zip(SUMS, sums.tolist(), strict=True))["copies"] == 2
 
 
 def test_a_batch_of_copies_teaches_nothing_and_is_no_error(folder, monkeypatch):
@@ -197,9 +209,9 @@ def test_a_batch_of_copies_teaches_nothing_and_is_no_error(folder, monkeypatch):
 def test_the_gradient_of_gamma_is_that_of_autograd(folder, name):
     algorithm, _, batch = scorer_of(folder, *KINDS[name])
     terms = algorithm.loss_terms(batch)
-    sums = dict(zip(_STATISTICS, algorithm._sums.tolist(), strict=True))
+    sums = dict(zip(SUMS, algorithm._sums.tolist(), strict=True))
     [wanted] = torch.autograd.grad(terms.loss, algorithm.head.scale.log_scale)
-    assert sums["scale_gradient"] == pytest.approx(wanted.item(), rel=1e-3, abs=1e-4)
+    assert sums["gamma_gradient"] == pytest.approx(wanted.item(), rel=1e-3, abs=1e-4)
 
 
 def test_the_scale_has_a_rate_of_its_own_and_no_decay(folder):

@@ -233,9 +233,9 @@ def test_a_checkpoint_opens_with_nothing_else(folder, trained, monkeypatch):
 
 
 WRONG = [
-    (("nce/loss=ranking_corrected",), "nce.loss=ranking_corrected with nce.proposal=beam_bayes"),
-    (("nce/loss=binary",), "nce.loss=binary with nce.proposal=beam_bayes: a deterministic beam"),
-    (("nce/loss=ranking_corrected", *SAMPLES), "bon.form=additive with bon.alpha=0.1: nce.loss="),
+    (("nce/loss=ranking_corrected",), "nce/loss=ranking_corrected with bon/proposal=beam_bayes"),
+    (("nce/loss=binary",), "nce/loss=binary with bon/proposal=beam_bayes: a deterministic beam"),
+    (("nce/loss=ranking_corrected", *SAMPLES), "bon.form=additive with bon.alpha=0.1: nce/loss="),
     ((*SAMPLES, "bon.form=scorer_only"), "bon.form=scorer_only"),
     (
         (*KINDS["corrected"], "bon.score_agg=select_each"),

@@ -66,7 +66,8 @@ def test_cached_answers_are_those_of_rereading_everything(rule):
     together = generate(target, refinement)
     for prompt, result in zip(PROMPTS, together, strict=True):
         assert result.token_ids == reread(target, refinement, prompt, 14)
-        assert result.work["blocks"] <= result.work["nfe"] <= 3 * result.work["blocks"]
+        passes = result.work["nfe"] - (len(prompt) >= SIZE)  # one reads the prompt's whole blocks
+        assert result.work["blocks"] <= passes <= 3 * result.work["blocks"]
 
 
 @pytest.mark.parametrize("inputs", INPUTS, ids=str)

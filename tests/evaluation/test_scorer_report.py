@@ -121,7 +121,9 @@ def test_tables_by_hand():
     assert by_alpha[0] == "Alpha" and by_alpha[1].split()[:4] == ["alpha", "n", "oracle", "greedy"]
     assert by_alpha[-1].startswith("inf") and "+0.200 [" in by_alpha[-1]
     assert verdict(found.gate).startswith("Scorer does not ship: gain +0.000 [")
-    assert verdict(found.gate).endswith("5 blocks of 3 groups.")
+    assert verdict(found.gate).endswith(
+        "5 blocks of 3 groups, fewer than the 20 that shipping asks for."
+    )
     markdown = markdown_text(found, "beam")
     rows = [line for line in markdown.splitlines() if line.startswith("| 1 |")]
     assert len(rows) == 1 and rows[0].count("|") == 14

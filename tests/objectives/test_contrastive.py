@@ -9,19 +9,12 @@ from objectives.contrastive import (
     LOSSES,
     NCETerms,
     binary,
-    bound_floor,
-    duplicate_floor,
     duplicates,
     graded_target,
-    largest_score,
-    log_slots,
     nce_loss,
-    positive_rank,
     ranking,
-    scale_gradient,
-    score_penalty,
-    score_spread,
 )
+from objectives.nce_statistics import scale_gradient
 
 LN2 = math.log(2)
 
@@ -192,55 +185,3 @@ def test_duplicates_equal_a_slow_loop():
     for m, row in enumerate(tokens.tolist()):
         assert found.positive_MC[m].tolist() == [j > 0 and row[j] == row[0] for j in range(6)]
         assert found.earlier_MC[m].tolist() == [row[j] in row[1:j] for j in range(6)]
-
-
-def test_floors():
-    """Copies of the truth keep ln(1 + d); a bounded score keeps ln(1 + n e^-2g)."""
-    assert duplicate_floor(torch.tensor([0, 1, 3])).tolist() == pytest.approx([0, LN2, 2 * LN2])
-    floors = [bound_floor(g, 4) for g in (0, 0.5, 1, 2, 3)]
-    assert floors == pytest.approx([1.609, 0.905, 0.433, 0.071, 0.010], abs=6e-4)
-    best = slots([2.0, -2.0, -2.0, -2.0, -2.0])
-    terms = nce_loss("ranking", best, best, every(best))
-    assert terms.loss_M.item() == pytest.approx(bound_floor(2, 4), rel=1e-12)
-    # The copies score what the truth scores, however far ahead of the rest.
-    copied = slots([40.0, 40.0, 40.0, -40.0])
-    terms = nce_loss("ranking", copied, copied, every(copied))
-    assert terms.loss_M.item() == pytest.approx(duplicate_floor(torch.tensor([2])).item())
-    same = torch.zeros(2, 5)
-    terms = nce_loss("ranking", same, same, every(same))
-    torch.testing.assert_close(terms.loss_M, log_slots(every(same)))
-
-
-def test_rank_of_the_truth():
-    """First; third behind one better and one equal, half the time second; alone; absent."""
-    nan = math.nan
-    score = slots([2, 1, 0, nan], [1, 3, 1, 0], [5, nan, nan, nan], [9, 1, 1, 1], [1, 1, 1, 1])
-    valid = score.isfinite()
-    valid[3, 0] = False
-    found = positive_rank(score, valid)
-    assert found.first_M.tolist() == pytest.approx([1, 0, 1, 0, 1 / 4])
-    means = [1, (1 / 2 + 1 / 3) / 2, 1, 0, (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4]
-    assert found.reciprocal_M.tolist() == pytest.approx(means)
-
-
-def test_ties_are_drawn_by_lot():
-    """Against the mean over orders in which ties are broken at random."""
-    draw = torch.Generator().manual_seed(0)
-    score = torch.randint(0, 3, (20, 5), generator=draw).double()
-    valid = torch.rand(20, 5, generator=draw) < 0.8
-    valid[:, 0] = True
-    found = positive_rank(score, valid)
-    noise = torch.rand(4000, 20, 5, generator=draw, dtype=torch.float64) / 2
-    jittered = (score + noise).masked_fill(~valid, -1)
-    ranks = 1 + (jittered[..., 1:] > jittered[..., :1]).sum(-1)
-    torch.testing.assert_close(found.first_M, (ranks == 1).float().mean(0), atol=0.03, rtol=0)
-    torch.testing.assert_close(found.reciprocal_M, (1 / ranks).mean(0), atol=0.03, rtol=0)
-
-
-def test_spread_size_and_penalty():
-    score = slots([1.0, 3.0, math.nan], [-4.0, math.nan, math.nan])
-    valid = score.isfinite()
-    assert score_spread(score, valid).tolist() == [1, 0]
-    assert largest_score(score, valid).tolist() == [3, 4]
-    assert score_penalty(score, valid).tolist() == [5, 16]
-    assert log_slots(valid).tolist() == pytest.approx([LN2, 0])

@@ -17,9 +17,9 @@ of main.py:
     benchmark  ar, control, refined, and best of 4 with every scorer, on held-out prompts
     table      refined is the baseline; table_thresholds: control and refined with fewer passes
 
-A finished stage is not run again, so the command goes on where it was broken off. Writes
-FOLDER/table/benchmark_table.md, .json, .png and FOLDER/plateau.png, a path without commas and
-spaces. Overrides hold for every training.
+A finished stage is not run again, so the command goes on where it was broken off. Writes and prints
+FOLDER/plateau.md (.png), scorer/*/scorer.md, table/benchmark_table.md (.json, .png) and that of
+table_thresholds; FOLDER is a path without commas and spaces. Overrides hold for every training.
 """
 
 import argparse
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from data.files import read_objects  # noqa: E402
 from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
-from scripts.refine.plateau import plot_plateau  # noqa: E402
+from scripts.refine.plateau import plateau_table, plot_plateau  # noqa: E402
 from scripts.stages import stage  # noqa: E402
 
 TASKS = (
@@ -144,8 +144,13 @@ class Journey:
         )  # fmt: skip
 
     def checkpoint(self, name: str) -> Path:
-        """The weights of a training that are gone on from and measured."""
-        return self.out / name / "checkpoints" / "best.ckpt"
+        """The weights of a training that are gone on from and measured.
+
+        Scorers are measured on validation rows, so theirs are the last weights, not those that did
+        best on these rows.
+        """
+        which = "last" if name.startswith("nce/") else "best"
+        return self.out / name / "checkpoints" / f"{which}.ckpt"
 
     def drafts(self) -> None:
         """The autoregressive model, stage 1, stage 2 and its control."""
@@ -177,6 +182,7 @@ class Journey:
         self.together(calls)
         curves = {name: self.out / "plateau" / _folder(name) / "metrics.csv" for name in PLATEAU}
         plot_plateau(self.out / "plateau.png", curves)
+        (self.out / "plateau.md").write_text(plateau_table(curves))
 
     def _scorer(self, name: str, steps: int, options: Sequence[str]) -> Callable[[], None]:
         blocks = ("data.align=4", "block_size=4", "optim.lr=3e-4", "algo=nce")
@@ -209,6 +215,13 @@ class Journey:
         self.together([self._benchmark(name, *asked[name]) for name in asked])
         self._table("table", list(runs), "refined")
         self._table("table_thresholds", ["control", "refined", *faster], "control")
+
+    def show(self) -> None:
+        """Print every table."""
+        scorers = [f"scorer/{name}/scorer.md" for name in SCORERS]
+        tables = [f"{name}/benchmark_table.md" for name in ("table", "table_thresholds")]
+        for name in ("plateau.md", *scorers, *tables):
+            print(f"\n{self.out / name}\n\n{(self.out / name).read_text()}", flush=True)
 
     def _table(self, folder: str, names: Sequence[str], baseline: str) -> None:
         folders = ",".join(str(self.out / "benchmark" / name) for name in names)
@@ -252,6 +265,7 @@ def main() -> None:
         journey.scorers()
     if options.until == "tables":
         journey.measured()
+        journey.show()
 
 
 if __name__ == "__main__":

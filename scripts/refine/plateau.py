@@ -41,6 +41,21 @@ def plot_plateau(file: Path, runs: Mapping[str, Path]) -> None:
     figure.savefig(file, dpi=130)
 
 
+def plateau_table(runs: Mapping[str, Path]) -> str:
+    """Where every run ended: its last validation, and gamma, as Markdown.
+
+    Args:
+        runs: metrics.csv by name.
+    """
+    header = ["scale", "gamma", "val loss", "floor by copies", "floor by gamma", "truth first"]
+    columns = ("gamma", "nce_loss", "duplicate_floor", "scale_floor", "rank_accuracy")
+    lines = [header, ["---", *["---:"] * len(columns)]]
+    for name, table in runs.items():
+        last = [row for row in read_metrics(table) if "val/nce_loss" in row][-1]
+        lines.append([name, *(f"{last[f'val/{column}']:.3f}" for column in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def _smooth(values: list[float], window: int = 5) -> list[float]:
     """Running means: a step sees a few hundred blocks."""
     return [

@@ -25,10 +25,6 @@ def made(name, *overrides) -> Benchmark:
     return instantiate(compose_config(f"benchmark={name}", *prefixed).benchmark[name])
 
 
-def stem(path):
-    return path.stem
-
-
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -48,19 +44,29 @@ def test_counts_and_shots_are_the_published_ones(name):
     assert benchmark.few_shot.format == "text" and benchmark.limit is None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=stem)
-def test_graders_are_choices_of_their_group_with_all_options(path):
+def test_graders_are_choices_of_their_group_with_all_options():
     pytest.importorskip("math_verify", reason="needs the package math-verify")
     pytest.importorskip("reasoning_gym", reason="needs the package reasoning_gym")
-    key = f"benchmark.{path.stem}.grader"
-    node = compose_config(f"benchmark={path.stem}").benchmark[path.stem].grader
-    group = {one.stem: OmegaConf.load(one) for one in (ROOT / "configs" / "grader").glob("*.yaml")}
-    assert node in group.values()
-    for option in node.keys() & {"timeout_s", "memory_mb"}:
-        cfg = compose_config(f"benchmark={path.stem}", f"{key}.{option}=4321")
-        assert instantiate(cfg.benchmark[path.stem].grader).fingerprint()[option] == 4321
-    other = compose_config(f"benchmark={path.stem}", f"grader@{key}=exact").benchmark[path.stem]
-    assert isinstance(instantiate(other.grader), ExactGrader)
+    names = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob("*.yaml"))
+    listed = f"benchmark=[{','.join(names)}]"
+    group = [OmegaConf.load(path) for path in (ROOT / "configs" / "grader").glob("*.yaml")]
+    nodes = {name: node.grader for name, node in compose_config(listed).benchmark.items()}
+    assert all(node in group for node in nodes.values())
+    limited = [name for name in names if "timeout_s" in nodes[name]]
+    assert set(names) - {*limited} == {"gpqa_diamond"}
+    limits = [
+        f"benchmark.{name}.grader.{option}=4321"
+        for name in limited
+        for option in ("timeout_s", "memory_mb")
+    ]
+    letters = "benchmark.gpqa_diamond.grader.letters=ABCDE"
+    for name, node in compose_config(listed, letters, *limits).benchmark.items():
+        said = instantiate(node.grader).fingerprint()
+        assert said.get("timeout_s", 4321) == said.get("memory_mb", 4321) == 4321
+        assert said.get("letters") == ("ABCDE" if name == "gpqa_diamond" else None)
+    other = [f"grader@benchmark.{name}.grader=exact" for name in names]
+    for node in compose_config(listed, *other).benchmark.values():
+        assert isinstance(instantiate(node.grader), ExactGrader)
 
 
 def test_gsm8k(tmp_path):
@@ -109,6 +115,38 @@ def test_math500(tmp_path):
     )
     assert prompts[0].text.endswith("$\\boxed{6}$.\n\nProblem:\nHalve 3.\n\nSolution:")
     check_grader(benchmark, prompts[0], " Then $\\boxed{1.5}$", " Then $\\boxed{2.5}$")
+
+
+def test_math500_of_the_hub(monkeypatch):
+    """Both tables as the hub has them; rows in its order, the first four are the exemplars."""
+    pytest.importorskip("math_verify", reason="needs the package math-verify")
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets")
+    items = [
+        {"problem": f"Halve {n}.", "solution": f"\\boxed{{{n}/2}}", "answer": f"{n}/2",
+         "subject": "Algebra", "level": 1, "unique_id": f"test/{n}.json"}
+        for n in (9, 3, 5)
+    ]  # fmt: skip
+    shots = [
+        {"problem": f"Double {n}.", "level": "Level 1", "solution": f"It is {2 * n}.", "type": "x"}
+        for n in (7, 1, 8, 2, 6)
+    ]
+    hub = {
+        "HuggingFaceH4/MATH-500": {"test": items},
+        "DigitalLearningGmbH/MATH-lighteval": {"train": shots, "test": shots[::-1]},
+    }
+
+    def load(path, *_, **__):
+        splits = {name: datasets.Dataset.from_list(rows) for name, rows in hub[path].items()}
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    prompts = made("math500").make_prompts()
+    solved = "".join(f"Problem:\nDouble {n}.\n\nSolution: It is {2 * n}.\n\n" for n in (7, 1, 8, 2))
+    assert [prompt.text for prompt in prompts] == [
+        f"{solved}Problem:\nHalve {n}.\n\nSolution:" for n in (9, 3, 5)
+    ]
+    assert [prompt.id for prompt in prompts] == [f"math500/test/{n}.json" for n in (9, 3, 5)]
+    assert prompts[0].row["answer"] == "9/2"
 
 
 def test_humaneval():

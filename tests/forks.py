@@ -1,4 +1,4 @@
-"""`python main.py` in a forked process: a real one to signal and to kill, seconds of imports less."""
+"""`python main.py` in a forked process: one to signal and to kill, seconds of imports less."""
 
 import multiprocessing
 import os
@@ -42,7 +42,7 @@ class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, n
         for number, path in ((1, self.said.with_suffix(".out")), (2, self.said)):
             with path.open("w") as file:
                 os.dup2(file.fileno(), number)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
         torch.set_num_threads(1)  # the threads of the parent do not exist here
         self.before()
         sys.exit(call_main(self._args))

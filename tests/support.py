@@ -63,7 +63,7 @@ def plainly_composed(*overrides: str) -> DictConfig:
 
 def _chooses_a_file(override: str) -> bool:
     key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return (ROOT / "configs" / key).is_dir()
+    return key.startswith("hydra.") or (ROOT / "configs" / key).is_dir()
 
 
 def toy_config(run_dir: Path, *overrides: str) -> DictConfig:

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from modes.parse_depth import run, shard_of
 from opening import evaluation_data
 from runtime.errors import ConfigError
 from runtime.run import load_summary
+from tests.forks import Fork, fork_main
 from tests.runs import best, fit, tiny, write_corpus
-from tests.support import ROOT, command, compose_config, environment, run_main
+from tests.support import ROOT, compose_config
 
 TOY = (
     "data/parse=stanza", "~data.parse.parser", "data.parse.num_processes=1",
@@ -201,20 +200,18 @@ def test_killed_and_restarted_is_identical(tmp_path, call, processes):
     done = call(*toy_run(tmp_path, unbroken))
     assert done.returncode == 0, done.stderr
     # The pause lets the kill fall between parts.
-    slow = ("data.parse.pause=0.4", f"data.parse.num_processes={processes}")
-    process = subprocess.Popen(
-        command(*toy_run(tmp_path, broken, *slow)), cwd=ROOT, env=environment()
-    )
+    slow = ("data.parse.pause=0.1", f"data.parse.num_processes={processes}")
+    process = Fork(*toy_run(tmp_path, broken, *slow), said=tmp_path / "said.txt")
     deadline = time.monotonic() + 90
-    while len(list(broken.rglob("part-*.arrow"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    while len(list(broken.rglob("part-*.arrow"))) < 3:
+        assert process.is_alive() and time.monotonic() < deadline, process.errors()
+        time.sleep(0.01)
+    process.kill()
     process.wait()
     kept = len(list(broken.rglob("part-*.arrow")))
     assert 3 <= kept < 10 and not list(broken.rglob("index.json"))
-    # Several processes are started from a main program of their own.
-    main = call if processes == 1 else run_main
-    done = main(*toy_run(tmp_path, broken, f"data.parse.num_processes={processes}"))
+    again = toy_run(tmp_path, broken, f"data.parse.num_processes={processes}")
+    done = fork_main(*again, said=tmp_path / "said.txt")
     assert done.returncode == 0, done.stderr
     metrics = load_summary(tmp_path / "run")["metrics"]
     assert metrics["train/kept_parts"] >= kept and metrics["train/parts"] == 10

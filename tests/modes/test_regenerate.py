@@ -3,15 +3,13 @@
 import hashlib
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from data.chat import read_chat
 from data.errors import DataError
+from data.journal import Journal
 from decoding.generate import GenerationRequest, GenerationResult, GenerationSettings
 from decoding.local import LocalGenerator
 from decoding.server_protocol import ServerError
@@ -22,7 +20,8 @@ from runtime.errors import ConfigError
 from runtime.run import load_summary
 from runtime.validation import validate
 from tests.decoding.servers import answer_server
-from tests.support import ROOT, command, compose_config, environment
+from tests.forks import Fork
+from tests.support import compose_config
 
 TINY = ("model=tiny_causal", "model.num_hidden_layers=2", "model.dtype=float64", "trainer=cpu")
 
@@ -284,35 +283,26 @@ def test_a_server_that_recovers_answers_what_it_had_failed(tmp_path):
     assert found[0]["response_ids"] == list(found[0]["response"].encode())
 
 
-# `main.py` whose journal stands still behind a number of rows, so that a kill always comes in time.
-STALLING = """
-import runpy, sys, time
-from data.journal import Journal
-
-append, rows = Journal.append, []
-
-def stall(self, row):
-    append(self, row)
-    rows.append(row)
-    if len(rows) == {count}:
-        time.sleep(600)
-
-Journal.append = stall
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def kill_in_the_middle(arguments, partial, at_least):
-    process = subprocess.Popen(
-        [sys.executable, "-c", STALLING.format(count=at_least + 3), *command(*arguments)[1:]],
-        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    """SIGKILL while the journal stands still behind a number of rows: it always comes in time."""
+
+    def stall():
+        append, rows = Journal.append, []
+
+        def append_or_stall(self, row):
+            append(self, row)
+            rows.append(row)
+            if len(rows) == at_least + 3:
+                time.sleep(600)
+
+        Journal.append = append_or_stall
+
+    process = Fork(*arguments, said=partial.parent.parent / "said.txt", before=stall)
     deadline = time.monotonic() + 120
     while not partial.is_file() or partial.read_bytes().count(b"\n") < at_least:
-        assert process.poll() is None and time.monotonic() < deadline, "ended before the kill"
+        assert process.is_alive() and time.monotonic() < deadline, process.errors()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     return partial.read_bytes().count(b"\n")
 
@@ -371,22 +361,18 @@ def test_a_server_that_dies_leaves_what_it_answered(tmp_path):
         assert len(alive.seen("attempts")) == 40 - kept
 
 
-@pytest.mark.slow
 def test_a_signal_keeps_the_answers(tmp_path):
     write_prompts(tmp_path / "p.jsonl", 60)
     with answer_server(tmp_path, delay_s=0.1) as server:
         arguments = at_server(tmp_path, server, "mode.batch_size=2")
-        process = subprocess.Popen(
-            command(*arguments, f"paths.run_dir={tmp_path}/stopped"), cwd=ROOT, env=environment(),
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        stopped = f"paths.run_dir={tmp_path}/stopped"
+        process = Fork(*arguments, stopped, said=tmp_path / "said.txt")
         partial = tmp_path / "out" / "partial.jsonl"
         while not partial.is_file() or partial.read_bytes().count(b"\n") < 4:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143 and "Traceback" not in errors
+        process.terminate()
+        assert process.wait() == 143 and "Traceback" not in process.errors()
     assert load_summary(tmp_path / "stopped")["status"] == "interrupted"
     assert partial.read_bytes().endswith(b"\n") and len(rows_of(partial)) >= 4
 

@@ -6,6 +6,9 @@ from typing import Any
 from rewards.extraction import after_cue, boxed, first_line, last_line
 from rewards.verdict import NO_ANSWER, Item, Verdict, needed
 
+# "A catalyst", "I think": letters that are words, unless what follows begins a reason.
+_A_WORD = r"[AI] (?!(?:because|since|as|for|by|due|which|but)\b)[a-z]"
+
 
 class ChoiceGrader:
     """Compares letters.
@@ -25,8 +28,8 @@ class ChoiceGrader:
         if not re.fullmatch("[A-Z]{2,}", letters) or len({*letters}) < len(letters):
             raise ValueError(f"grader=choice: letters={letters!r}: allowed: different capitals")
         self.letters = letters
-        # Before a word, A is an article.
-        alone = rf"[*_\s]*(?:\\text\{{)?(?:\(([{letters}])\)|([{letters}])(?![\w'])(?! [a-z]))"
+        letter = rf"(?!{_A_WORD})([{letters}])(?![\w'])"
+        alone = rf"[*_\s]*(?:\\text\{{)?(?:\(([{letters}])\)|{letter})"
         self._begins = re.compile(alone)
         self._alone = re.compile(rf"[*_\s]*\(?([{letters}])\)?[*_.\s]*")
         self._first = re.compile(rf"([{letters}])[).:,]")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.jail.channel import KILLED, MEMORY, PASSED, REFUSED, TIMEOUT, read_until
+from rewards.sandbox import find_walls
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _START = (
@@ -50,9 +51,13 @@ class Judge:
         module: what `rewards.jail.judge.main` imports.
         timeout_s: limit in seconds of one question.
         memory_mb: limit in MiB of the address space of a fork, its imports included.
+
+    Raises:
+        ValueError: this system has no walls to put around it.
     """
 
     def __init__(self, module: str, timeout_s: float, memory_mb: int) -> None:
+        find_walls()
         self.module, self.timeout_s, self.memory_mb = module, timeout_s, memory_mb
         self._idle: list[subprocess.Popen] = []
         self._lock = threading.Lock()
@@ -62,7 +67,7 @@ class Judge:
         """What the judge says.
 
         Raises:
-            RuntimeError: its process does not start, or this system allows no walls around it.
+            RuntimeError: its process does not start, or the walls could not be put up this time.
         """
         walls = {"memory_mb": self.memory_mb, "cpu_s": math.ceil(self.timeout_s) + 1}
         question = {"arguments": arguments, "timeout_s": self.timeout_s, "walls": walls}

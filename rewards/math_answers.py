@@ -31,7 +31,7 @@ class MathGrader:
         memory_mb: limit in MiB of the address space of one, math-verify's own included.
 
     Raises:
-        ValueError: a limit out of range, or math-verify is not installed.
+        ValueError: a limit out of range, math-verify is not installed, or this is not Linux.
     """
 
     def __init__(self, timeout_s: float | int = 5.0, memory_mb: int = 2048) -> None:

@@ -20,14 +20,14 @@ class ReasoningGymGrader:
     The answer is the last <answer>...</answer>, or else the last \\boxed{...}, or else what follows
     the last "answer is" or "Answer:", or else the last line. It is scored as it stands and without
     the marks around it, one after the other (`"**4**."`); the best score counts. Tasks that
-    evaluate an answer do so in a walled process.
+    evaluate an answer do so in a walled process; an answer written to fool its judge may do that.
 
     Args:
         timeout_s: limit in seconds of one score.
         memory_mb: limit in MiB of the address space, that of reasoning-gym included.
 
     Raises:
-        ValueError: a limit out of range, or reasoning-gym is not installed.
+        ValueError: a limit out of range, reasoning-gym is not installed, or this is not Linux.
     """
 
     def __init__(self, timeout_s: float | int = 5.0, memory_mb: int = 4096) -> None:

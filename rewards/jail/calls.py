@@ -11,7 +11,7 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS = 1, 8
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 1, 4, 8
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -79,6 +79,11 @@ def _capability_arguments() -> "tuple[ctypes.Array, ctypes.Array]":
 def die_with_parent() -> None:
     """Be killed when the thread that started this process ends."""
     _prctl(_PR_SET_PDEATHSIG, 9)
+
+
+def forbid_dumps() -> None:
+    """No process without rights over others may look into this one."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def no_new_privileges() -> None:

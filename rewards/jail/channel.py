@@ -1,16 +1,13 @@
 """What a process under judgement and the one that started it say to each other.
 
-The job is a line with its size, JSON of that size, and a token. A report is the token and JSON.
-The token is random and stays unread behind the job until the report is made, so that a program
-cannot say "passed" by writing it: it would have to find the place first. What comes without the
-token is no report.
+A report is a list as JSON: one of the words below, and what belongs to it.
 """
 
 import json
 import os
 import select
+import signal
 import time
-from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 PASSED: Final = "passed"
@@ -19,10 +16,10 @@ TIMEOUT: Final = "timeout"
 MEMORY: Final = "memory"
 KILLED: Final = "killed"
 REFUSED: Final = "refused"
-_REPORTED = (PASSED, FAILED, MEMORY, REFUSED)
+_REPORTED = (PASSED, FAILED, TIMEOUT, MEMORY, KILLED, REFUSED)
 # What tests call the function that they test.
 CANDIDATE = "candidate"
-SIZE_BYTES, TOKEN_BYTES = 16, 32
+TOKEN_BYTES = 32
 # Reports are short; whoever writes more is not the one who should.
 MAX_REPORT = 8192
 _LONGEST_DETAIL = 300
@@ -31,7 +28,12 @@ _HIDDEN = range(100, 250)
 
 
 class Channel:
-    """The way back, out of the way of a program that prints, reads or closes 0, 1 and 2.
+    """The way back from a judge, out of the way of what prints, reads or closes 0, 1 and 2.
+
+    A token, random and unread until the report is made, comes before it; what comes without it is
+    no report. That keeps out a judge's own prints, and whoever writes to every descriptor, but not
+    text that makes its judge run code of its own: it shares the process, and finds both
+    descriptors if it reads them all.
 
     Args:
         report: descriptor that the report is written to.
@@ -51,22 +53,8 @@ class Channel:
             end(0)
 
 
-def encode_job(job: Mapping[str, Any], token: bytes) -> bytes:
-    """A job as it is read by `read_job`."""
-    text = json.dumps(job).encode()
-    return f"{len(text):<{SIZE_BYTES - 1}}\n".encode() + text + token
-
-
-def read_job(descriptor: int) -> dict[str, Any]:
-    """The job; behind it the token can be read."""
-    text, size = b"", int(os.read(descriptor, SIZE_BYTES))
-    while len(text) < size:
-        text += os.read(descriptor, size - len(text))
-    return json.loads(text)
-
-
-def decode_report(data: bytes, token: bytes) -> list[Any] | None:
-    """A report: one of the words above, and what belongs to it; None: it is none."""
+def decode_report(data: bytes, token: bytes = b"") -> list[Any] | None:
+    """A report that comes behind this token; None: it is none."""
     if len(data) > MAX_REPORT or not data.startswith(token):
         return None
     try:
@@ -125,13 +113,38 @@ def close_others() -> None:
     os.close(nothing)
 
 
+def keep_only(*descriptors: int) -> None:
+    """Close all but these; nothing to read on 0, and what is written to 1 and 2 is lost."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    kept = sorted({0, 1, 2, *descriptors})
+    for left, right in zip(kept, [*kept[1:], _HIDDEN.stop], strict=True):
+        os.closerange(left + 1, right)
+
+
+def how_it_ended(code: int) -> tuple[str, str]:
+    """The word, and a line, about a process that has said nothing, by its exit code."""
+    if code == -signal.SIGXCPU:
+        return TIMEOUT, ""
+    if code < 0:
+        names = {known.value: known.name for known in signal.Signals}
+        return KILLED, f"killed by {names.get(-code, f'signal {-code}')}"
+    return FAILED, f"ended before its end, with exit code {code}"
+
+
 def describe(error: BaseException) -> str:
     """One line about an exception; its text may be the work of what is judged."""
     name = type(error).__name__
     try:
-        lines = str(error).splitlines()
+        text = str(error)
     except BaseException:
-        lines = []
-    text = f"{name}: {lines[0]}" if lines else name
+        text = ""
+    return one_line(f"{name}: {text}" if text else name)
+
+
+def one_line(text: str) -> str:
+    """The first line of a text that nobody vouches for."""
+    first = next(iter(text[: 2 * _LONGEST_DETAIL].splitlines()), "")
     # Neither what moves a cursor nor what no file can hold.
-    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_DETAIL])
+    return "".join(c if c.isprintable() else "?" for c in first[:_LONGEST_DETAIL])

@@ -78,7 +78,13 @@ _EPERM, _ENOSYS = 1, 38
 Instruction = tuple[int, int, int, int]
 
 
-def build_filter(pid: int, network: bool, writing: bool, machine: str | None = None) -> bytes:
+def build_filter(
+    pid: int,
+    network: bool,
+    writing: bool,
+    machine: str | None = None,
+    child: int | None = None,
+) -> bytes:
     """The filter for the process `pid`.
 
     Args:
@@ -86,6 +92,7 @@ def build_filter(pid: int, network: bool, writing: bool, machine: str | None = N
         network: whether sockets are allowed.
         writing: whether files may be opened to write; something else must then say which.
         machine: the processor, as `platform.machine` calls it; None: this one.
+        child: another process that it may send signals to; None: none.
 
     Raises:
         OSError: the numbers of this processor's calls are not known.
@@ -97,6 +104,8 @@ def build_filter(pid: int, network: bool, writing: bool, machine: str | None = N
     refused = dict(_REFUSED) if network else _REFUSED | _NETWORK
     if not writing:
         refused |= _WRITING
+    if child is not None:
+        del refused["kill"]
     code = [
         (_LOAD, 0, 0, _PROCESSOR_AT), *_unless(_IF_EQUAL, processor, _KILL),
         (_LOAD, 0, 0, _NUMBER_AT), *_when(_IF_AT_LEAST, _FIRST_UNKNOWN, _ERROR | _ENOSYS),
@@ -107,7 +116,7 @@ def build_filter(pid: int, network: bool, writing: bool, machine: str | None = N
             code += _when(_IF_EQUAL, number, _ERROR | _EPERM)
     # The C library then takes clone, whose flags can be read.
     code += _when(_IF_EQUAL, _CLONE3, _ERROR | _ENOSYS)
-    for numbers, argument, test in _conditions(pid, network, writing):
+    for numbers, argument, test in _conditions(pid, network, writing, child):
         number = numbers[column]
         if number is not None:
             code += _call(number, argument, test)
@@ -116,7 +125,7 @@ def build_filter(pid: int, network: bool, writing: bool, machine: str | None = N
 
 
 def _conditions(
-    pid: int, network: bool, writing: bool
+    pid: int, network: bool, writing: bool, child: int | None
 ) -> list[tuple[Numbers, int, list[Instruction]]]:
     """Calls that depend on an argument: their numbers, which argument, and its test."""
     refuse = _ERROR | _EPERM
@@ -130,6 +139,8 @@ def _conditions(
         (_FCNTL, 1, _when_one_of(_FCNTL_REFUSED, refuse)),
         (_IOCTL, 1, _when_one_of(_IOCTL_REFUSED, refuse)),
     ]
+    if child is not None:
+        conditions.append((_REFUSED["kill"], 0, _unless(_IF_EQUAL, child, refuse)))
     if not network:
         # Packets of a pair could be sent elsewhere.
         conditions.append((_SOCKETPAIR, 1, stream))

@@ -2,6 +2,9 @@
 
 A fork has paid for the imports already, puts up the walls, and takes with it whatever the question
 did to it: the next one finds everything as it was. Questions and answers are lines of JSON.
+
+A fork holds the question and the way to answer it. Text that makes its judge run code of its own is
+kept in by the walls, but could answer for the judge (`rewards.jail.channel.Channel`).
 """
 
 import gc
@@ -82,8 +85,7 @@ def _judge_and_end(channel: Channel, judge: Any, arguments: dict, walls: dict) -
     """What the fork does; it never returns."""
     try:
         close_others()
-        if sys.platform == "linux":
-            put_up(**walls)
+        put_up(**walls)
     except BaseException as error:
         channel.send(REFUSED, describe(error))
     try:

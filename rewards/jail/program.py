@@ -1,136 +1,130 @@
-"""A process that runs one program and then its tests, and reports what came of them.
+"""A process that runs one program and then answers calls of its function.
 
-The tests do not trust the program. They are compiled on their own, so that no open string of the
-program swallows them; they see the builtins and modules of before; and of the function under test
-they get plain values only, because an object of the program's own could equal everything. A
-program that looks for the caller's frames or memory is not stopped by this, only by the walls.
+Nothing of the tests is in here: not their text, not what they expect, not the way to report. Calls
+come in on one pipe, and what is written to the other is only ever taken for what the function
+returned or raised (`rewards.jail.trial`).
 """
 
-import builtins
+import json
+import os
 import sys
 import types
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
-from rewards.jail.channel import (
-    CANDIDATE,
-    FAILED,
-    MEMORY,
-    PASSED,
-    REFUSED,
-    Channel,
-    close_others,
-    describe,
-    read_job,
-)
-from rewards.jail.walls import put_up
+from rewards.jail.channel import FAILED, MEMORY, REFUSED, describe, keep_only
+from rewards.jail.values import decode, encode
+from rewards.jail.walls import refuse_calls
 
-_PROGRAM, _TESTS = "<program>", "<tests>"
-# Given back when memory is short, so that this can be reported.
+# What the process says: its walls are up; the program has run to its end; what a call has come to.
+WALLED, READY, VALUE, RAISED = "walled", "ready", "value", "raised"
+# Given back when memory is short, so that this can be said.
 _RESERVE_BYTES = 2**22
 
 
-def main() -> None:
-    """Read the job, put up the walls, run, report."""
-    job = read_job(0)
-    channel = Channel(report=1, token=0)
-    close_others()
-    try:
-        walls = put_up(**job["walls"], folder=True)
-    except Exception as error:
-        channel.send(REFUSED, describe(error))
-    status, detail = run(job["program"], job["tests"], job["entry_point"])
-    channel.send(status, detail, walls)
-
-
-def run(program: str, tests: str, entry_point: str | None) -> tuple[str, str]:
-    """Run a program, then its tests in a namespace of their own.
+def main(calls: int, answers: int, parent: int, walls: list[str], network: bool) -> None:
+    """What the fork does: put up the last wall, run, answer; it never returns.
 
     Args:
-        program: its text.
-        tests: their text; "": none.
-        entry_point: a name of the program, which the tests know as `candidate`.
-
-    Returns:
-        How it ended, and a line about it.
+        calls: descriptor of the pipe that the program and the calls come from, a line each.
+        answers: descriptor of the pipe for what the process says, a line each.
+        parent: the process that forked.
+        walls: those that stand already.
+        network: leave the network open.
     """
-    modules, names = dict(sys.modules), dict(vars(builtins))
-    plain, reserve = plain_values(), bytearray(_RESERVE_BYTES)
+    code = 1
     try:
-        space = _module("program")
-        exec(compile(program, _PROGRAM, "exec", dont_inherit=True), space)
-        threading = sys.modules.get("threading")
-        sys.modules.clear()
-        sys.modules.update(modules)
-        known: dict[str, Any] = {"__builtins__": names, "__name__": "tests"}
-        if entry_point is not None:
-            if entry_point not in space:
-                return FAILED, f"the program has no {entry_point}"
-            known[CANDIDATE] = plain(space[entry_point])
-        exec(compile(tests, _TESTS, "exec", dont_inherit=True), known)
-        if threading is not None:
-            _join_threads(threading)
+        keep_only(calls, answers)
+        say = _speaker(answers)
+        try:
+            refuse_calls(walls, network)
+        except Exception as error:
+            say(REFUSED, describe(error))
+            return
+        # Whoever has lost its parent before it was bound to it ends by itself.
+        if os.getppid() == parent:
+            say(WALLED)
+            with open(calls, "rb") as lines:
+                _serve(lines, say)
+            code = 0
+    finally:
+        os._exit(code)
+
+
+def _speaker(answers: int) -> Callable[..., None]:
+    # A program may put others in their places.
+    dumps, write = json.dumps, os.write
+
+    def say(*message: Any) -> None:
+        """Write a line of JSON."""
+        rest = memoryview(dumps(message).encode() + b"\n")
+        while rest:
+            rest = rest[write(answers, rest) :]
+
+    return say
+
+
+def _serve(lines: BinaryIO, say: Callable[..., None]) -> None:
+    """Run the program, answer the calls until there are no more, and end as Python ends."""
+    reserve = bytearray(_RESERVE_BYTES)
+    try:
+        function = _run(**json.loads(lines.readline()))
     except MemoryError:
         del reserve
-        return MEMORY, "more memory than allowed"
+        say(MEMORY)
+        return
     except BaseException as error:
-        return FAILED, _described(error)
-    return PASSED, ""
+        say(FAILED, describe(error))
+        return
+    say(READY)
+    for line in lines:
+        try:
+            message = [VALUE, _call(function, json.loads(line))]
+        except MemoryError:
+            del reserve
+            message = [RAISED, "MemoryError", []]
+        except BaseException as error:
+            message = [RAISED, type(error).__name__, _arguments(error)]
+        say(*message)
+    _join_threads()
 
 
-def _join_threads(threading: Any) -> None:
-    """Wait for those that a program waits for before it ends."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+def _run(program: str, entry_point: str | None) -> Callable | None:
+    """Run a program; its function, if one is wanted.
 
-
-def _module(name: str) -> dict[str, Any]:
-    """The namespace of a module that can be found by its name, as dataclasses do."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    return vars(module)
-
-
-def plain_values() -> Callable[[Callable], Callable]:
-    """A wrapper of functions that lets plain values pass, and refuses others by TypeError.
-
-    Everything it uses is looked up here and now, before the program can put anything in its place.
+    Raises:
+        LookupError: there is none.
     """
-    scalars = frozenset((bool, int, float, complex, str, bytes, range, type(None)))
-    sequences = frozenset((list, tuple, set, frozenset))
-    mappings = frozenset((dict, Counter, OrderedDict, defaultdict))
-    kind_of, items, make, error = type, dict.items, dict, TypeError
-
-    def plain(value: Any) -> Any:
-        """A copy made of Python's own types."""
-        kind = kind_of(value)
-        if kind in scalars:
-            return value
-        if kind in sequences:
-            return kind([plain(part) for part in value])
-        if kind in mappings:
-            return make([(plain(key), plain(part)) for key, part in items(value)])
-        raise error("the function returned an object that is no plain value")
-
-    def wrap(function: Callable) -> Callable:
-        """The function, of which only plain values come."""
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            """Call it."""
-            return plain(function(*arguments, **named))
-
-        return call
-
-    return wrap
+    module = types.ModuleType("program")
+    # Found by its name, as dataclasses do.
+    sys.modules["program"] = module
+    space = vars(module)
+    exec(compile(program, "<program>", "exec", dont_inherit=True), space)
+    if entry_point is None:
+        return None
+    if entry_point not in space:
+        raise LookupError(f"the program has no {entry_point}")
+    return space[entry_point]
 
 
-def _described(error: BaseException) -> str:
-    """One line about an exception, and where in the tests it came up."""
-    trace, where = error.__traceback__, ""
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == _TESTS:
-            where = f" (line {trace.tb_lineno} of the tests)"
-        trace = trace.tb_next
-    return describe(error) + where
+def _call(function: Callable | None, call: Sequence[Any]) -> Any:
+    assert function is not None
+    arguments, named = map(decode, call)
+    return encode(function(*arguments, **named))
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    """What an exception was made with; its text if that is not plain."""
+    try:
+        return [encode(argument) for argument in error.args]
+    except Exception:
+        return [describe(error)]
+
+
+def _join_threads() -> None:
+    """Wait for those that a program waits for before it ends."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()

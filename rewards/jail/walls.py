@@ -10,12 +10,14 @@ it; the rest is a second wall, or more comfort, where the system allows it:
     user       root becomes a user who owns nothing
     threads    at most 64, where this process can be counted alone
 
-The order matters: rights are given up after what needs them, the filter comes last.
+The order matters: rights are given up after what needs them, the filter comes last. A fork stands
+behind all of it but the filter, which knows its process and must be put up by each.
 """
 
 import os
 import resource
 import sys
+from contextlib import suppress
 
 from rewards.jail import calls
 from rewards.jail.filter import build_filter
@@ -34,14 +36,27 @@ _READABLE = (
 )  # fmt: skip
 
 
-def put_up(
+def put_up(memory_mb: int, cpu_s: int) -> None:
+    """Put up every wall that this system allows around a process that needs no folder.
+
+    Args:
+        memory_mb: limit of the address space, in MiB.
+        cpu_s: limit of the processor's time, in seconds, of all threads together.
+
+    Raises:
+        OSError: as `surround` and `refuse_calls` do.
+    """
+    refuse_calls(surround(memory_mb, cpu_s), network=False)
+
+
+def surround(
     memory_mb: int,
     cpu_s: int,
     network: bool = False,
     folder: bool = False,
     without: tuple[str, ...] = (),
 ) -> list[str]:
-    """Put up every wall that this system allows.
+    """Put up the walls that a fork inherits.
 
     Args:
         memory_mb: limit of the address space, in MiB.
@@ -54,7 +69,7 @@ def put_up(
         The names of the walls.
 
     Raises:
-        OSError: there is no seccomp, or a wall that should be possible is not.
+        OSError: a wall that should be possible is not.
     """
     apart, counted = (False, False) if NETWORK in without else _namespaces(network)
     landlock = FILES not in without and calls.landlock_version() > 0
@@ -65,20 +80,39 @@ def put_up(
     user = _give_up_rights(readable=landlock, change=USER not in without)
     counted = (counted or user >= _FIRST_USER) and THREADS not in without
     _limit(memory_mb, cpu_s, counted)
-    calls.die_with_parent()
+    # Its memory is read by nobody, a fork of it with a program inside included.
+    calls.forbid_dumps()
     calls.no_new_privileges()
     if rules is not None:
         rules.enforce()
-    calls.filter_system_calls(build_filter(os.getpid(), network, writing=landlock))
     there = {
-        SECCOMP: True, FILES: landlock, NETWORK: apart and not network, FOLDER: mounted,
-        USER: user > 0, THREADS: counted,
+        FILES: landlock, NETWORK: apart and not network, FOLDER: mounted, USER: user > 0,
+        THREADS: counted,
     }  # fmt: skip
     return [name for name, is_there in there.items() if is_there]
 
 
+def refuse_calls(walls: list[str], network: bool, child: int | None = None) -> None:
+    """Put up the last wall, and be killed when the thread that started this process ends.
+
+    Args:
+        walls: those that stand already.
+        network: leave the network open.
+        child: the one process that may be sent signals.
+
+    Raises:
+        OSError: there is no seccomp.
+    """
+    calls.die_with_parent()
+    code = build_filter(os.getpid(), network, writing=FILES in walls, child=child)
+    calls.filter_system_calls(code)
+
+
 def _namespaces(network: bool) -> tuple[bool, bool]:
     """Leave the namespaces of mounts, messages and the network.
+
+    Some systems let anybody make a namespace of users and then allow nothing inside (AppArmor of
+    Ubuntu, from 23.10 on). What was left is left all the same; only mounts will be refused.
 
     Returns:
         Whether it was allowed; whether the processes of this user are counted anew.
@@ -91,9 +125,10 @@ def _namespaces(network: bool) -> tuple[bool, bool]:
     except OSError:
         return False, False
     if alone:
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{user} {user} 1")
-        _write("/proc/self/gid_map", f"{group} {group} 1")
+        with suppress(OSError):
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{user} {user} 1")
+            _write("/proc/self/gid_map", f"{group} {group} 1")
     return True, alone
 
 

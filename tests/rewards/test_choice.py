@@ -23,7 +23,13 @@ from rewards.verdict import NO_ANSWER, Verdict
         ("The answer is A? No. The answer is B", "B"),
         ("A long story.\nOf several lines.\nB", "B"),
         ("B\n\nQuestion: what is (A)?", "B"),
+        ("The answer is C because it is large", "C"),
+        ("I think B is wrong; answer is C because", "C"),
+        ("**Answer: D** since all hold", "D"),
+        ("Answer: B is right", "B"),
+        ("The answer is A because it is small", "A"),
         ("The answer is A catalyst", None),
+        ("The answer is A becauseway", None),
         ("Bad idea", None),
         ("Answer: BC", None),
         ("", None),
@@ -42,6 +48,13 @@ def test_grades():
     with pytest.raises(ValueError, match="item 'x': answer='E'; allowed: one of A, B, C, D"):
         grader.grade({"answer": "E", "id": "x"}, "B")
     assert ChoiceGrader("ABCDE").read("(E)") == "E"
+
+
+def test_a_letter_that_is_a_word():
+    grader = ChoiceGrader("ABCDEFGHIJ")
+    assert grader.read("The answer is I think unknown") is None
+    assert grader.read("The answer is I because it is last") == "I"
+    assert grader.read("The answer is J as well") == "J"
 
 
 @pytest.mark.parametrize("letters", ["A", "AA", "ab", "A,B"])

@@ -86,6 +86,18 @@ def test_calls_that_depend_on_an_argument(machine, call, arguments, refused):
     assert run(code, number, arguments, processor) == (REFUSED if refused else ALLOWED)
 
 
+@pytest.mark.parametrize("machine", PROCESSORS)
+def test_a_child_may_be_sent_signals(machine):
+    """That one, nobody else, and no group."""
+    column, processor = PROCESSORS[machine]
+    number = calls._REFUSED["kill"][column]
+    code = build_filter(PID, False, False, machine, child=99)
+    for process in (99, 98, PID, 0, 2**32 - 1, 2**32 - 99):
+        said = run(code, number, (process, 9), processor)
+        assert said == (ALLOWED if process == 99 else REFUSED)
+    assert run(build_filter(PID, False, False, machine), number, (99, 9), processor) == REFUSED
+
+
 @pytest.mark.parametrize(
     "column, header",
     [(0, "x86_64-linux-gnu/asm/unistd_64.h"), (1, "asm-generic/unistd.h")],

@@ -1,5 +1,6 @@
 """Mathematics: what equals the right answer, and expressions that never end."""
 
+import sys
 import threading
 import time
 
@@ -9,6 +10,7 @@ from rewards.math_answers import MathGrader, locate_answer
 from rewards.verdict import NO_ANSWER
 
 pytest.importorskip("math_verify", reason="needs the package math-verify")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walls are of Linux only")
 GSM8K = "He sold 48/2 = <<48/2=24>>24 clips.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"
 
 

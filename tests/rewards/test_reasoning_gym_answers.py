@@ -11,6 +11,7 @@ from rewards.verdict import NO_ANSWER
 from tests.support import compose_config
 
 gym = pytest.importorskip("reasoning_gym", reason="needs the package reasoning_gym")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walls are of Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_answers_that_are_code(grader, tmp_path):
     ]
     for text in texts:
         assert not grader.grade(item, f"<answer>{text}</answer>").correct
-    assert canary.exists() == (sys.platform != "linux")
+    assert not canary.exists()
     assert grader.grade(item, f"<answer>{item['answer']}</answer>").correct
 
 

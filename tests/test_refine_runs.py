@@ -8,6 +8,7 @@ import torch
 
 from algorithm import Algorithm
 from callbacks.metrics_csv import read_metrics
+from data.errors import DataError
 from decoding.generate import GenerationRequest, GenerationSettings
 from pretrained import PretrainedAlgorithm
 from refine import BlockModel, DraftRefine, MaskedAdapt
@@ -227,15 +228,9 @@ def test_micro_batches_do_not_change_a_run(folder, tmp_path, name):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ("data.align=null",),
-            "block_size=4: a document begins or ends inside of a block; allowed: data.align=4",
-        ),
-        (("block_size=8",), "block_size=8: a document begins or ends inside of a block"),
-        (
-            ("model.length=90", "data.align=2"),
-            "block_size=4: allowed are divisors of model.length=90",
-        ),
+        (("data.align=null",), "data.align=null: documents have to begin with a block"),
+        (("block_size=8",), "data.align=4: documents have to begin with a block of block_size=8"),
+        (("model.length=90", "data.align=2"), "block_size=4: does not divide model.length=90"),
         (("algo.lora={rank: 4}",), "algo.lora: "),
         (("refine.commit.threshold=2",), "refine.commit.threshold=2: "),
         (("refine.soft_inputs.top=0", "refine/soft_inputs=topk_soft"), "refine.soft_inputs.top=0"),
@@ -250,13 +245,52 @@ def test_what_does_not_fit_is_said_in_one_line(folder, tmp_path, capfd, override
     assert message in line
 
 
+def test_likelihoods_do_not_depend_on_what_is_asked_beside(journey):
+    model = opened(journey, "draft_refine")
+    draw = torch.Generator().manual_seed(0)
+    pairs = [
+        tuple(torch.randint(10, 90, (length,), generator=draw).tolist() for length in lengths)
+        for lengths in [(5, 3), (0, 4), (8, 4), (30, 1), (1, 9), (12, 6)] * 4
+    ]
+    together = model.loglikelihood(pairs)
+    for pair, (found, greedy) in zip(pairs, together, strict=True):
+        [(wanted, alone)] = model.loglikelihood([pair])
+        assert found == pytest.approx(wanted, rel=1e-4) and greedy == alone
+    # Of what is too long the end is read.
+    longest = model.backbone.model.config.max_position_embeddings
+    [(cut, _), (end, _)] = model.loglikelihood(
+        [([7] * 10 + [20] * longest, [5]), ([20] * (longest - 1), [5])]
+    )
+    assert cut == pytest.approx(end, rel=1e-5)
+    for pair, message in (
+        (([1], []), "a continuation of 0 tokens; allowed 1 .. "),
+        (([1], [5] * (longest + 1)), "; allowed 1 .. "),
+        (([1], [10**6]), "token ids outside 0 .. "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.loglikelihood([pair])
+
+
+@pytest.mark.parametrize("name", ["draft_refine", "sft_raw"])
+def test_text_that_says_not_known_yet_is_refused(folder, name):
+    algorithm, data, _ = build(folder, name)
+    batch = next(iter(data.train_loader(max_steps=1, accumulate=2)))
+    place = (batch["response"][2] == 1).nonzero()[0]
+    batch["input_ids"][2, place] = algorithm.special.mask
+    message = (
+        rf"data=chat: row {int(batch['index'][2])} has '.*' as text to write, which algo={name}"
+    )
+    with pytest.raises(DataError, match=message):
+        algorithm.on_before_batch_transfer(batch, 0)
+
+
 def test_rows_without_documents_are_refused(folder, tmp_path, capfd):
     chosen = tiny_blocks(
         folder, lambda folder: ("data=pydocs", "data.tokenizer_name_or_path=target")
     )
     assert call_main(("algo=draft_refine", *chosen, f"paths.run_dir={tmp_path}")) == 2
     [line] = capfd.readouterr().err.strip().splitlines()
-    assert line.startswith("DataError: data=pydocs: rows that do not say where documents begin;")
+    assert line.startswith("ConfigError: data.join=false: algo=draft_refine has to know where the")
     assert "experiment=block_text" in line
 
 

@@ -202,7 +202,7 @@ def test_the_average_and_the_blocks_it_is_measured_on_are_kept(folder, trained):
     shapes = [p.shape for p in algorithm.head.parameters()]
     assert [s.shape for s in content["ema"]["shadow_params"]] == shapes
     _, data, _ = build(folder, "nce", start(folder))
-    wanted = list(data.eval_loader("validation"))[:4]
+    wanted = list(data.drawn_loader("validation", 4, (algorithm.seed, 0x13)))
     assert len(content["eval_batches"]) == len(wanted) > 0
     for kept, batch in zip(content["eval_batches"], wanted, strict=True):
         assert set(kept) == {"input_ids", "segment", "response", "index"}
@@ -241,6 +241,12 @@ WRONG = [
         (*KINDS["corrected"], "bon.score_agg=select_each"),
         "bon.score_agg=select_each: every pass has a q of its own",
     ),
+    (
+        (*KINDS["corrected"], "refine/commit=threshold"),
+        "refine.commit=Threshold: places committed before the last pass have one token",
+    ),
+    ((*KINDS["binary"], "bon.rounds=2"), "bon.rounds=2: from the second round on candidates are"),
+    ((*SAMPLES, "bon.proposal.include_greedy=false"), "bon.proposal.include_greedy=false: "),
     (("bon.form=convex", "bon.alpha=2"), "bon.alpha=2: allowed 0 <= alpha <= 1"),
     (("bon.score_agg=select_each", "bon.rounds=2"), "bon.rounds=2: allowed with bon.score_agg="),
     (("scorer.scale.init=200",), "scorer.scale.init=200: allowed"),
@@ -262,7 +268,10 @@ def test_other_candidates_than_those_of_training_are_refused(folder, trained):
     config = trained[0].config
     other = configure(folder, folder / "unused", "nce", *SAMPLES)
     changed = config | {"bon": to_plain(other)["bon"]}
-    with pytest.raises(CheckpointError, match=r"bon\.proposal=softmax_sampling: the scorer was tr"):
+    with pytest.raises(CheckpointError, match=r"bon/proposal=softmax_sampling: the scorer was tr"):
         Algorithm.load_from_checkpoint(path, config=changed)
+    # Nor does a configuration that was composed anew forget what the scorer was trained with.
+    with pytest.raises(CheckpointError, match=r"the scorer was trained on beam_bayes"):
+        Algorithm.load_from_checkpoint(path, config=other)
     greedy = changed | {"bon": changed["bon"] | {"alpha": 0.0}}
     assert Algorithm.load_from_checkpoint(path, config=greedy).best_of.alpha == 0.0

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.best_of import BestOf, repeats, taken
+from decoding.best_of import BestOf, _as_if_said, repeats, taken
 from decoding.candidates import BeamBayes, BeamExact, SoftmaxSampling
 from decoding.chain import Refinement
 from decoding.commit import PrefixThreshold, Threshold
 from decoding.soft_inputs import Hard
+from objectives.refinement import predict
 
 VOCAB, SIZE = 5, 3  # the last token is BLANK
 BLANK = VOCAB - 1
@@ -273,6 +274,56 @@ def test_select_each_follows_its_winners(seed):
             number_of(new[-1].tokens_XCS[x]).long()
         ])  # fmt: skip
     assert choice.passes == len(choice.rounds) == int(refined.passes_X.max())
+    counts = [r.valid_XC.sum(-1) * (True if r.new_X is None else r.new_X) for r in choice.rounds]
+    assert torch.equal(choice.seen_X, sum(counts))
+
+
+def test_a_choice_of_an_early_pass_is_a_flip():
+    """Whatever the last pass chose: the chain went on from what it would not have said."""
+    early = 0
+    for seed in range(60):
+        refinement = Refinement(3, PrefixThreshold(0.9), Hard())
+        best_of = BestOf(4, BeamExact(), "select_each", alpha=1.5)
+        _, choice = best_of.choose(Table(seed), refinement, TOKEN, GIVEN, ROWS, ByBlock(seed + 1))
+        won = torch.stack(
+            [
+                best_of.winner(r, score, ROWS, n) > 0
+                for n, (r, score) in enumerate(zip(choice.rounds, choice.score_RXC, strict=True))
+            ]
+        )
+        running = torch.stack(
+            [torch.ones(2, dtype=torch.bool) if r.new_X is None else r.new_X for r in choice.rounds]
+        )
+        assert torch.equal(choice.flipped_X, (won & running).any(0))
+        early += int((choice.flipped_X & (choice.number_X == 0)).sum())
+    assert early > 0
+
+
+def test_every_pass_draws_anew():
+    best_of = BestOf(4, BeamExact(), "select_each", pick="gumbel", gumbel_temperature=50.0)
+    _, choice = best_of.choose(
+        Table(1), Refinement(2, PrefixThreshold(1.0), Hard()), TOKEN.repeat(50, 1),
+        GIVEN.repeat(50, 1), torch.arange(100), ByBlock(1),
+    )  # fmt: skip
+    picks = [
+        best_of.winner(choice.rounds[0], choice.score_RXC[0], torch.arange(100), n)
+        for n in range(3)
+    ]
+    assert not torch.equal(picks[0], picks[1]) and not torch.equal(picks[1], picks[2])
+    assert torch.equal(
+        picks[0], best_of.winner(choice.rounds[0], choice.score_RXC[0], torch.arange(100))
+    )
+
+
+def test_a_chosen_token_comes_first_in_the_mixture():
+    logits = torch.tensor([[[3.0, 2.0, 1.0, 0.0, 9.0]] * 3])
+    said = predict(logits, torch.arange(5) == 4, top=2)
+    p = logits[0, 0, :4].softmax(-1)
+    chosen = torch.tensor([[2, 1, 0]])
+    found = _as_if_said(said, chosen, p[chosen])
+    assert found.top_token_PT.tolist() == [[[2, 0], [1, 0], [0, 1]]]
+    torch.testing.assert_close(found.top_probability_PT, p[found.top_token_PT])
+    assert torch.equal(found.token_P, chosen)
 
 
 @pytest.mark.parametrize("rule", [PrefixThreshold(0.3), Threshold(0.3)], ids=str)

@@ -1,17 +1,19 @@
 import json
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from evaluation.scorer import picked
+from evaluation.scorer import ALPHAS, picked
 from evaluation.scorer_rows import read_blocks
 from evaluation.scorer_run import _probed, probe_leak, scored_blocks
 from modes import scorer_eval
 from runtime.errors import ConfigError
 from scorer import CandidateScorer
 from tests.block_runs import build, fit
+from tests.scorer_runs import KINDS, SAMPLES
 from tests.support import compose_config
 
 
@@ -30,6 +32,13 @@ def checkpoint(folder, run="nce"):
 
 
 def evaluate(folder, run_dir, *overrides, path=None):
+    """The mode as main.py runs it, which takes the sections that were named from the command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("opening.overridden_keys", lambda: [o.partition("=")[0] for o in overrides])
+        return evaluated(folder, run_dir, *overrides, path=path)
+
+
+def evaluated(folder, run_dir, *overrides, path=None):
     cfg = compose_config(
         "mode=scorer_eval", f"eval.checkpoint_path={path or checkpoint(folder)}",
         f"paths.cache_dir={folder}/cache", *overrides, run_dir=run_dir,
@@ -59,13 +68,35 @@ def test_the_blocks_of_the_data_and_tuned_alpha(trained, tmp_path):
     kept = evaluate(trained, tmp_path / "kept")
     data = evaluate(trained, tmp_path / "data", "mode.blocks=data")
     assert kept["blocks"] == data["blocks"] and kept["oracle"] == data["oracle"]
-    assert kept["tuned/alpha"] in (0.0, 0.05, 0.1, 0.3, 0.5, 1.0, 2.0)
+    assert kept["tuned/alpha"] in ALPHAS
     assert kept["tuned/gain_seen"] >= 0.0
 
 
 def test_what_is_no_scorer_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="algo=draft_refine, which scores no candidates"):
         evaluate(trained, tmp_path, path=checkpoint(trained, "refined"))
+
+
+def test_candidates_that_follow_the_scorer_are_refused(trained, tmp_path):
+    with pytest.raises(ConfigError, match=r"bon\.score_agg=select_each: its chain follows"):
+        evaluate(trained, tmp_path, "bon.score_agg=select_each", "bon.rounds=1")
+
+
+def test_a_probe_without_sets_is_not_measured(trained, tmp_path, capsys):
+    """One candidate leaves nothing to rank; what was measured is written all the same."""
+    metrics = evaluate(trained, tmp_path, "bon.proposal.max_swap=0")
+    assert "leak/rate" not in metrics and metrics["gain"] == 0.0
+    assert "leak probe: not measured (" in capsys.readouterr().out
+    assert (tmp_path / "scorer.md").is_file() and (tmp_path / "scorer.json").is_file()
+
+
+def test_alphas_that_decoding_refuses_are_not_tuned(tmp_path):
+    beam, _, _ = build(tmp_path, "nce")
+    samples, _, _ = build(tmp_path, "nce", *SAMPLES)
+    corrected, _, _ = build(tmp_path, "nce", *KINDS["corrected"])
+    assert scorer_eval.allowed_alphas(beam) == list(ALPHAS)
+    assert scorer_eval.allowed_alphas(samples) == list(ALPHAS[:-1])
+    assert scorer_eval.allowed_alphas(corrected) == [0.0, math.inf]
 
 
 def test_alpha_0_picks_what_greedy_refinement_writes(trained):

@@ -7,8 +7,10 @@ from algorithm import Algorithm
 from data.errors import DataError
 from data.tokenization import same_ids, tokenizer_state
 from dataloader import LanguageData
+from pretrained import PretrainedAlgorithm
 from runtime.checkpoint import read_checkpoint, stored_hyper_parameters
 from runtime.config import locate, to_plain
+from runtime.errors import ConfigError
 from runtime.overrides import checkpoint_config, overridden_keys
 from runtime.validation import validate
 
@@ -25,6 +27,24 @@ def open_checkpoint(config: DictConfig) -> tuple[Algorithm, DictConfig]:
     validate(merged)
     model = Algorithm.load_from_checkpoint(path, merged, weights=config.eval.weights)
     return model, merged
+
+
+def open_to_answer(config: DictConfig) -> tuple[Algorithm, DictConfig]:
+    """The same, with its weights in `mode.dtype`, in evaluation mode.
+
+    Raises:
+        ConfigError: a dtype for an algorithm that answers in that of its training alone.
+    """
+    model, merged = open_checkpoint(config)
+    dtype = config.mode.get("dtype")
+    if dtype is not None:
+        if not isinstance(model, PretrainedAlgorithm):
+            raise ConfigError(
+                f"mode.dtype={dtype}: algo={merged.algo.name} answers in the precision that it was"
+                " trained in; allowed: null"
+            )
+        model.cast(dtype)
+    return model.eval(), merged
 
 
 def build_algorithm(config: DictConfig, data: LanguageData) -> Algorithm:

@@ -22,7 +22,7 @@ from decoding.likelihood import continuation_likelihoods
 from decoding.local import LocalGenerator
 from models.adapters import add_adapters, merged_state, under_adapters
 from models.backbone import Backbone, architecture_of, from_architecture
-from models.causal import CausalTarget, forget_decoding_copy
+from models.causal import CausalTarget, dtype_of, forget_decoding_copy
 from models.identity import digest, tensors_digest
 from runtime.errors import CheckpointError
 from runtime.shared_target import take_target
@@ -157,6 +157,11 @@ class PretrainedAlgorithm(Algorithm):
         """As for every algorithm; the fused kernel leaves the weights' own counters as they are."""
         super().optimizer_step(*args, **kwargs)
         self._steps += 1
+
+    def cast(self, dtype: str) -> None:
+        """Hold the network's weights in another precision, to answer faster or in less memory."""
+        torch.nn.Module.to(self.backbone.model, dtype_of(dtype))
+        self._fingerprint = None
 
     @property
     def weights_fingerprint(self) -> str:

@@ -67,9 +67,6 @@ def evaluate(
 ) -> ScorerEvaluation:
     """Measure a scorer on held-out blocks.
 
-    Another scorer of the same candidates, such as an AR model's log-probability, is measured by
-    putting its scores in their place.
-
     Args:
         blocks: candidates with their scores.
         alpha: weight with which it is to be used.
@@ -138,16 +135,17 @@ def metrics_of(found: ScorerEvaluation) -> dict[str, float]:
         for number, part in enumerate(parts, start=1):
             metrics |= _part_metrics(part, f"{kind}_{number}/")
     for one in found.sweep:
-        metrics |= _tuple_metrics(one, f"alpha_{alpha_name(one.alpha)}/")
-    return metrics | _tuple_metrics(found.baselines, "baseline/")
+        metrics |= scalars(one, f"alpha_{alpha_name(one.alpha)}/")
+    return metrics | scalars(found.baselines, "baseline/")
 
 
 def _part_metrics(part: Part, prefix: str) -> dict[str, float]:
     parts = (part.selection, part.ordering, part.calibration)
-    return {key: value for one in parts for key, value in _tuple_metrics(one, prefix).items()}
+    return {key: value for one in parts for key, value in scalars(one, prefix).items()}
 
 
-def _tuple_metrics(found: tuple, prefix: str) -> dict[str, float]:
+def scalars(found: tuple, prefix: str) -> dict[str, float]:
+    """The numbers of a NamedTuple under its names, a measure with `_low` and `_high`."""
     metrics: dict[str, float] = {}
     for name, value in zip(found._fields, found, strict=True):  # type: ignore[attr-defined]
         key = prefix + name

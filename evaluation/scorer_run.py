@@ -13,6 +13,7 @@ from torch import Tensor
 from decoding.best_of import BestOf, Round, repeats, taken
 from decoding.block_reader import BlockReader
 from decoding.chain import Refined
+from decoding.likelihood import Scores
 from evaluation.scorer import ScoredBlocks
 from evaluation.scorer_quality import LeakProbe, leak_probe
 from objectives.block_layout import BlockLayout
@@ -51,17 +52,25 @@ class Scorer(Protocol):
 
 
 @torch.no_grad()
-def scored_blocks(scorer: Scorer, batches: Iterable[dict[str, Any]]) -> ScoredBlocks:
-    """Candidates of every block behind its true past, as decoding proposes and scores them."""
+def scored_blocks(
+    scorer: Scorer, batches: Iterable[dict[str, Any]], judge: Scores | None = None
+) -> ScoredBlocks:
+    """Candidates of every block behind its true past, as decoding proposes and scores them.
+
+    Args:
+        scorer: proposes, and scores.
+        batches: rows of text.
+        judge: another model, whose log-probability of the candidates stands in place of the scores.
+    """
     assert scorer.best_of.score_agg != "select_each", "its candidates hold no greedy block"
-    parts = [_scored(scorer, {**batch, "layout": scorer.layout(batch)}) for batch in batches]
+    parts = [_scored(scorer, {**batch, "layout": scorer.layout(batch)}, judge) for batch in batches]
     joined = {
         name: np.concatenate([part[name] for part in parts], int("_R" in name)) for name in parts[0]
     }
     return ScoredBlocks(**joined)
 
 
-def _scored(scorer: Scorer, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+def _scored(scorer: Scorer, batch: dict[str, Any], judge: Scores | None) -> dict[str, np.ndarray]:
     layout: BlockLayout = batch["layout"]
     best_of = scorer.best_of
     reader, refined, rounds = scorer.candidates(batch, layout, best_of)
@@ -69,11 +78,16 @@ def _scored(scorer: Scorer, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     target_XS = layout.target_BMS.flatten(0, 1)
     exists_X = layout.exists_BM.flatten()
     assert reader.clean_BLD is not None, "the clean pass was made to its end"
-    truth_X1SD = layout.of_blocks(reader.clean_BLD).flatten(0, 1)[:, None]
-    truth_X = scorer.scores(truth_X1SD, target_XS[:, None], written_XS)[:, 0]
-    score_RXC = torch.stack(
-        [scorer.scores(r.hidden_XCSD, r.tokens_XCS, written_XS) for r in rounds]
-    )
+    if judge is None:
+        truth_X1SD = layout.of_blocks(reader.clean_BLD).flatten(0, 1)[:, None]
+        truth_X = scorer.scores(truth_X1SD, target_XS[:, None], written_XS)[:, 0]
+        score_RXC = torch.stack(
+            [scorer.scores(r.hidden_XCSD, r.tokens_XCS, written_XS) for r in rounds]
+        )
+    else:
+        tokens_XJS = torch.cat([target_XS[:, None], rounds[-1].tokens_XCS], 1)
+        judged_XJ = log_probabilities(judge, batch, layout, tokens_XJS)
+        truth_X, score_RXC = judged_XJ[:, 0], judged_XJ[None, :, 1:]
     last, scored_XS = rounds[-1], layout.scored_BMS.flatten(0, 1)
     errors_XC = token_errors(last.tokens_XCS, target_XS[:, None], scored_XS[:, None])
     # Candidates that differ behind the end of the text are one answer.
@@ -89,8 +103,31 @@ def _scored(scorer: Scorer, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     arrays = {name: _array(column[exists_X]) for name, column in columns.items()}
     # The truth does not change between rounds, as its tokens do not.
     arrays["score_RMC"] = _array(score_RXC[:, exists_X])
-    arrays["truth_score_RM"] = np.repeat(arrays["truth_score_M"][None], len(rounds), 0)
+    arrays["truth_score_RM"] = np.repeat(arrays["truth_score_M"][None], len(score_RXC), 0)
     return arrays
+
+
+def log_probabilities(
+    judge: Scores, batch: dict[str, Any], layout: BlockLayout, tokens_XJS: Tensor
+) -> Tensor:
+    """[X, J] log p of what stands at the scored places of a block, given its document before it."""
+    ids, begins = batch["input_ids"].tolist(), layout.start_BN.tolist()
+    size, per_row = tokens_XJS.shape[-1], layout.block_BM.shape[1]
+    scored_XS, blocks = layout.scored_BMS.flatten(0, 1).tolist(), layout.block_BM.flatten().tolist()
+    exists, tokens = layout.exists_BM.flatten().tolist(), tokens_XJS.tolist()
+    pairs, places = [], []
+    for x in (x for x, there in enumerate(exists) if there):
+        row, block, written = x // per_row, blocks[x], scored_XS[x]
+        first, last = written.index(True), size - written[::-1].index(True)
+        before = ids[row][begins[row][block] : block * size + first]
+        for j, candidate in enumerate(tokens[x]):
+            pairs.append((before, candidate[first:last]))
+            places.append((x, j))
+    found = torch.zeros(tokens_XJS.shape[:2], dtype=torch.float64)
+    if pairs:
+        values = [value for value, _ in judge.loglikelihood(pairs)]
+        found[tuple(torch.tensor(places).T)] = torch.tensor(values, dtype=torch.float64)
+    return found.to(tokens_XJS.device)
 
 
 def _array(column: Tensor) -> np.ndarray:

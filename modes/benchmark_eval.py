@@ -38,7 +38,7 @@ from modes.benchmark_folder import (
     write_results,
 )
 from modes.sample_eval import sampling_device
-from opening import open_checkpoint
+from opening import open_to_answer
 from rewards.verdict import grade_many
 from runtime.checkpoint import provenance
 from runtime.config import ROOT, instantiate, to_plain
@@ -198,9 +198,9 @@ def _checkpoint(cfg: DictConfig) -> tuple[Model, DictConfig]:
             f"eval.checkpoint_path={path}: mode/backend={backend} answers without it; allowed: one"
             " of the two"
         )
-    model, cfg = open_checkpoint(cfg)
+    model, cfg = open_to_answer(cfg)
     device, size = sampling_device(cfg), cfg.mode.batch_size
-    model.to(device).eval()
+    model.to(device)
     return Model(
         lambda settings: model.generator(settings, size, str(device)), model.tokenizer.encode
     ), cfg

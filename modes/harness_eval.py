@@ -25,7 +25,7 @@ from decoding.likelihood import CausalScores, Pair
 from decoding.local import LocalGenerator
 from models.causal import CausalTarget
 from modes.sample_eval import sampling_device
-from opening import open_checkpoint
+from opening import open_to_answer
 from runtime.checkpoint import provenance
 from runtime.config import to_plain
 from runtime.errors import ConfigError
@@ -153,14 +153,14 @@ def _checkpoint(cfg: DictConfig) -> tuple["Respondent", DictConfig]:
     from evaluation.harness import Respondent
 
     path = cfg.eval.checkpoint_path
-    model, cfg = open_checkpoint(cfg)
+    model, cfg = open_to_answer(cfg)
     if not isinstance(model, Answering):
         raise ConfigError(
             f"eval.checkpoint_path={path}: algo={cfg.algo.name} cannot answer prompts; allowed:"
             " checkpoints of algorithms that can, such as algo=draft_refine"
         )
     device, size = sampling_device(cfg), cfg.mode.batch_size
-    cast(nn.Module, model).to(device).eval()
+    cast(nn.Module, model).to(device)
     answering, target = cast(Answering, model), model.as_target()
     respondent = Respondent(
         name=target.name,

@@ -10,16 +10,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from algorithm import Algorithm
 from data.errors import DataError
+from data.tokenization import same_ids
 from evaluation.grouped import Groups
 from evaluation.scorer import ALPHAS, ScoredBlocks, selection
-from evaluation.scorer_evaluation import ScorerEvaluation, evaluate, metrics_of
-from evaluation.scorer_quality import LeakProbe
+from evaluation.scorer_evaluation import ScorerEvaluation, evaluate, metrics_of, scalars
+from evaluation.scorer_quality import LeakProbe, ordering
 from evaluation.scorer_report import terminal_text, write_report
 from evaluation.scorer_run import probe_leak, scored_blocks
 from modes.sample_eval import sampling_device
 from objectives.pairing import additive_weight
 from opening import evaluation_data, open_checkpoint
+from pretrained import PretrainedAlgorithm
 from runtime.checkpoint import provenance
 from runtime.errors import ConfigError
 from runtime.overrides import overridden_keys
@@ -36,7 +39,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     Returns:
         oracle, greedy, bon, gain and the rest of `evaluation.scorer_evaluation.metrics_of` with the
         alpha of `bon.alpha`; `tuned/alpha`, the best of the sweep on the rows of even number, with
-        its gain on the odd ones (`tuned/gain`, `_low`, `_high`); `leak/...` of the probe.
+        its gain on the odd ones (`tuned/gain`, `_low`, `_high`); `leak/...` of the probe;
+        `judge/...`, the same of picking by the log-probability under `mode.judge`.
 
     Raises:
         ConfigError: a checkpoint without a scorer, or without blocks.
@@ -73,9 +77,34 @@ def run(cfg: DictConfig) -> dict[str, float]:
         metrics |= leak_metrics(leak)
     except DataError as error:
         leak = str(error)
+    if cfg.mode.judge is not None:
+        judge = _judge(cfg, model)
+        judged = scored_blocks(model, tqdm(batches, desc="judge", unit="batch"), judge)
+        metrics |= judge_metrics(judged)
     write_json(run_dir / "scorer.json", metrics)
     print(_closing(found, metrics, leak))
     return metrics
+
+
+def _judge(cfg: DictConfig, model: CandidateScorer) -> Algorithm:
+    """The model of `mode.judge`, which reads the same tokens."""
+    path = cfg.mode.judge
+    judge = Algorithm.load_from_checkpoint(path)
+    if not isinstance(judge, PretrainedAlgorithm):
+        raise ConfigError(
+            f"mode.judge={path}: algo={judge.config['algo']['name']} gives texts no likelihood;"
+            " allowed: a checkpoint of algo=sft_raw"
+        )
+    if not same_ids(judge.tokenizer, model.tokenizer):
+        raise ConfigError(f"mode.judge={path}: reads another tokenizer than the scorer's")
+    return judge.to(sampling_device(cfg)).eval()
+
+
+def judge_metrics(judged: ScoredBlocks) -> dict[str, float]:
+    """What picking the candidate with the largest log-probability under the judge gains."""
+    groups = Groups(judged.group_M)
+    picked, order = selection(judged, math.inf, groups), ordering(judged, groups)
+    return scalars(picked, "judge/") | scalars(order, "judge/")
 
 
 def _batches(cfg: DictConfig, model: CandidateScorer) -> tuple[list[dict[str, Tensor]], str | None]:
@@ -145,6 +174,12 @@ def _probe_text(leak: LeakProbe | str) -> str:
 def _closing(found: ScorerEvaluation, metrics: dict[str, Any], leak: LeakProbe | str) -> str:
     verdict = "ships" if found.gate.ships else "does not ship: its gain may be nothing"
     lines = [f"the scorer {verdict}", _probe_text(leak)]
+    if "judge/gain" in metrics:
+        lines.append(
+            f"picked by the judge's log-probability: gain {metrics['judge/gain']:+.4f}"
+            f" [{metrics.get('judge/gain_low', math.nan):+.4f},"
+            f" {metrics.get('judge/gain_high', math.nan):+.4f}]"
+        )
     if "tuned/alpha" in metrics:
         lines.append(
             f"alpha={metrics['tuned/alpha']:g} was best on even rows; gain on odd ones"

@@ -13,7 +13,8 @@ of main.py:
     refined    stage 2: draft and refine from stage 1 (algo=draft_refine)
     nce        stage 3: scorers on the frozen stage 2: beam_perround, beam_lastround, temp07
     plateau    shorter: a scale in fp32, fixed, in bf16, and copies of the truth not masked
-    scorer     mode=scorer_eval of each, with the alpha that was best on half of the rows
+    scorer     mode=scorer_eval of each, with the alpha that was best on half of the rows; beside it
+               what picking by the log-probability of the autoregressive model gains
     benchmark  ar, control, refined, and best of 4 with every scorer, on held-out prompts
     table      refined is the baseline; table_thresholds: control and refined with fewer passes
 
@@ -195,6 +196,7 @@ class Journey:
             found = self.run(
                 f"scorer/{name}", "mode=scorer_eval", "mode.blocks=data",
                 f"eval.checkpoint_path={self.checkpoint(f'nce/{name}')}",
+                f"mode.judge={self.checkpoint('ar')}",
             )  # fmt: skip
             # Where none is better than greedy, what the default changes is of interest.
             alphas[name] = found.get("tuned/alpha") or 0.1

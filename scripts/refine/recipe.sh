@@ -34,11 +34,13 @@ stage() {
     ${LAUNCH:-} $python main.py experiment=large_scale/qwen3_4b_$name$suffix "${places[@]}" "$@"
 }
 
-# benchmarks STAGE CHECKPOINT: what it answers, into OUT/STAGE/benchmarks.
+# benchmarks STAGE CHECKPOINT: what it answers, into OUT/STAGE/benchmarks. All stages answer in the precision of
+# the scorers' backbone, so that rounding makes no difference between them.
 benchmarks() {
     local options
     [ -z "${BENCHMARKS:-}" ] && return
     read -ra options <<<"${BENCHMARK_OPTIONS:-}"
     $python main.py mode=benchmark_eval "benchmark=[$BENCHMARKS]" mode.label="$1" \
-        eval.checkpoint_path="$OUT/$1/checkpoints/$2.ckpt" paths.run_dir="$OUT/$1/benchmarks" "${options[@]}"
+        eval.checkpoint_path="$OUT/$1/checkpoints/$2.ckpt" mode.dtype=${DTYPE:-bfloat16} \
+        paths.run_dir="$OUT/$1/benchmarks" "${options[@]}"
 }

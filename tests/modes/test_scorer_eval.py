@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from algorithm import Algorithm
 from evaluation.scorer import ALPHAS, picked
 from evaluation.scorer_rows import read_blocks
 from evaluation.scorer_run import _probed, probe_leak, scored_blocks
@@ -70,6 +71,33 @@ def test_the_blocks_of_the_data_and_tuned_alpha(trained, tmp_path):
     assert kept["blocks"] == data["blocks"] and kept["oracle"] == data["oracle"]
     assert kept["tuned/alpha"] in ALPHAS
     assert kept["tuned/gain_seen"] >= 0.0
+
+
+def test_a_judge_picks_by_its_log_probability(trained, tmp_path):
+    """Against the likelihood of every candidate by itself, in a plain pass of the network."""
+    fit(trained, tmp_path / "ar", "sft_raw", "trainer.max_steps=6")
+    path = tmp_path / "ar" / "checkpoints" / "last.ckpt"
+    metrics = evaluate(trained, tmp_path / "eval", f"mode.judge={path}")
+    assert metrics["judge/gain"] == pytest.approx(metrics["judge/bon"] - metrics["judge/greedy"])
+    assert metrics["judge/greedy"] == metrics["greedy"]
+    model, judge = (Algorithm.load_from_checkpoint(p) for p in (checkpoint(trained), path))
+    judged = scored_blocks(model, model.eval_batches[:1], judge)
+    batch = model.eval_batches[0]
+    layout = model.layout(batch)
+    _, _, rounds = model.candidates({**batch, "layout": layout}, layout, model.best_of)
+    number = 0
+    for x in layout.exists_BM.flatten().nonzero()[:, 0].tolist():
+        row, block = x // layout.block_BM.shape[1], int(layout.block_BM.flatten()[x])
+        scored = layout.scored_BMS.flatten(0, 1)[x].nonzero()[:, 0]
+        begin, first = int(layout.start_BN[row, block]), block * model.block_size + int(scored[0])
+        for j in range(model.best_of.count):
+            text = rounds[-1].tokens_XCS[x, j, scored]
+            read = torch.cat([batch["input_ids"][row, begin:first], text])[None]
+            logits = judge.backbone.model(read).logits[0, -len(text) - 1 : -1]
+            wanted = logits.log_softmax(-1).gather(1, text[:, None]).sum()
+            assert judged.score_MC[number, j] == pytest.approx(wanted.item(), rel=1e-4, abs=1e-4)
+        number += 1
+    assert number == len(judged.score_MC) > 5
 
 
 def test_what_is_no_scorer_is_refused(trained, tmp_path):

@@ -28,7 +28,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     Returns:
         nll (nats per token), its standard errors, ppl, bpd; unigram_ppl for comparison; on
-        `data=grammar` also the true value and the gap to it.
+        `data=grammar` also the true value and the gap to it; and what else the algorithm logs of a
+        validation (block_exact, token_accuracy and tokens_per_pass of models of blocks).
     """
     model, cfg = open_checkpoint(cfg)
     data = evaluation_data(
@@ -49,6 +50,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
         write_provenance(run_dir, provenance(cfg, data.fingerprint))
     metrics = likelihood_metrics(nll_RK, tokens_R, model.is_exact)
     metrics |= data.unigram_metrics(cfg.eval.split)
+    # What the algorithm counts beside the likelihood, such as the blocks that refinement finds.
+    counted = {name.removeprefix("val/"): x.item() for name, x in trainer.callback_metrics.items()}
+    metrics |= {name: x for name, x in counted.items() if name not in (*metrics, "nll_se")}
     if isinstance(data.source, ProbabilisticGrammar):
         texts = data.texts_of_rows(cfg.eval.split, index_R)
         metrics |= gap_to_truth(nll_RK, tokens_R, true_nll(texts, data.source))

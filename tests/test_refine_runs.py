@@ -10,11 +10,13 @@ from algorithm import Algorithm
 from callbacks.metrics_csv import read_metrics
 from data.errors import DataError
 from decoding.generate import GenerationRequest, GenerationSettings
+from modes import ppl_eval
 from pretrained import PretrainedAlgorithm
 from refine import BlockModel, DraftRefine, MaskedAdapt
 from runtime.errors import CheckpointError
 from tests.block_runs import build, fit, plain, tiny_blocks
 from tests.runs import call_main, last
+from tests.support import compose_config
 
 SIZE = 4
 
@@ -102,6 +104,19 @@ def test_validation_metrics_are_what_they_say(journey):
     assert metrics["val/block_exact"] == pytest.approx(exact / blocks)
     assert metrics["val/token_accuracy"] == pytest.approx(right / places)
     assert metrics["val/tokens_per_pass"] == pytest.approx(places / passes)
+
+
+def test_an_evaluation_counts_blocks_as_the_training_does(journey, tmp_path):
+    path = journey / "draft_refine" / "checkpoints" / "last.ckpt"
+    cfg = compose_config(
+        "mode=ppl_eval", f"eval.checkpoint_path={path}", "eval.split=validation",
+        f"paths.cache_dir={journey}/cache", "trainer=cpu", run_dir=tmp_path,
+    )  # fmt: skip
+    found = ppl_eval.run(cfg)
+    rows = read_metrics(journey / "draft_refine" / "metrics.csv")
+    wanted = [row for row in rows if "val/nll" in row][-1]
+    for name in ("nll", "block_exact", "token_accuracy", "tokens_per_pass"):
+        assert found[name] == pytest.approx(wanted[f"val/{name}"], rel=1e-4), name
 
 
 def decoded(model, ids, first, predict):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -32,6 +33,9 @@ from runtime.validation import check_resolved, validate
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 _USERS_FULL_ERROR = os.environ.get(FULL_ERROR)
+# Hydra copies the store of its own options for every group that --help lists, which takes more time
+# than all else; what it takes out of the store it copies again.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 
 class JobFailed(Exception):

@@ -20,6 +20,7 @@ from diffusion import Diffusion
 from modes import train
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import Interrupted
+from tests.quick_hydra import remembering
 from tests.support import ROOT, compose_config
 
 ALGORITHMS = {"mdlm": ("algo=mdlm",), "bd3lm": ("algo=bd3lm", "block_size=4"), "ar": ("algo=ar",)}
@@ -122,7 +123,7 @@ def state(run_dir: Path) -> dict[str, Any]:
 
 def call_main(arguments: Sequence[str]) -> int:
     """`python main.py ARGUMENTS` inside this process; returns the exit code."""
-    with pytest.MonkeyPatch.context() as patch:
+    with remembering(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *arguments])
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as end:

@@ -1,11 +1,13 @@
 """The quick ways of the tests are those of main.py: a composed configuration, a forked process."""
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
+from tests.quick_hydra import remembering
 from tests.runs import EIGHT_STEPS, WEIGHTED
-from tests.support import TOY, compose_config, plainly_composed
+from tests.support import ROOT, TOY, compose_config, plainly_composed
 
 SETS = (
     (),
@@ -29,11 +31,32 @@ def test_a_configuration_is_that_of_hydra(overrides):
             cfg.mode.mark, cfg.optim.lr = "of one test", 5.0
 
 
+@pytest.mark.parametrize("overrides", SETS)
+def test_hydra_remembers_what_it_has_composed(overrides):
+    given = ["paths.run_dir=here", *overrides]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        plain = compose("config", given, return_hydra_config=True)
+        for _ in range(2):
+            with remembering():
+                found = compose("config", given, return_hydra_config=True)
+            assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(plain)
+            with open_dict(found):
+                found.mode.mark, found.optim.lr = "of one test", 5.0
+
+
+def test_hydra_does_not_remember_files_of_others(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with remembering(), initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose("config").a == 1
+        (tmp_path / "config.yaml").write_text("a: 2")
+        assert compose("config").a == 2
+
+
 @pytest.mark.parametrize("wrong", ["modle=tiny", "model=huge", "training.emma=1", "~nothing"])
 def test_what_hydra_refuses_is_refused(wrong):
     messages = []
-    for compose in (compose_config, plainly_composed):
+    for composed in (compose_config, plainly_composed):
         with pytest.raises(ConfigCompositionException) as stop:
-            compose(wrong)
+            composed(wrong)
         messages.append(str(stop.value))
     assert messages[0] == messages[1]

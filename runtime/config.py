@@ -35,6 +35,8 @@ _LIBRARIES = (
     "lightning.pytorch.plugins",
     "lightning.pytorch.profilers",
     "lightning.pytorch.strategies",
+    "torch.distributed.fsdp.MixedPrecision",
+    "torch.distributed.fsdp.api.MixedPrecision",
     "torch.optim",
 )
 PLUGINS_VARIABLE = "PALIMPSEST_PLUGINS"

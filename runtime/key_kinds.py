@@ -17,6 +17,8 @@ class Key:
         allowed: what the message says is allowed.
         nullable: null stands for a default decided later.
         optional: the key may be absent, because another component of its group lacks it.
+        of: the modules whose components have it; what is built from elsewhere may give an option of
+            this name a meaning of its own. Empty: whatever is built.
     """
 
     path: str
@@ -24,6 +26,7 @@ class Key:
     allowed: str
     nullable: bool = False
     optional: bool = False
+    of: str = ""
 
 
 def is_integer(value: Any) -> bool:
@@ -37,12 +40,12 @@ def is_number(value: Any) -> bool:
     return number and abs(value) < float("inf")
 
 
-def integer(path: str, low: int, **options: bool) -> Key:
+def integer(path: str, low: int, **options: Any) -> Key:
     """An integer of at least `low`."""
     return Key(path, lambda v: is_integer(v) and v >= low, f"an integer >= {low}", **options)
 
 
-def number(path: str, interval: str, **options: bool) -> Key:
+def number(path: str, interval: str, **options: Any) -> Key:
     """`interval` as mathematicians write it: "(0, 1]"; "inf" for no bound."""
     low, high = (float(part) for part in interval[1:-1].split(","))
     above = (lambda v: v >= low) if interval[0] == "[" else (lambda v: v > low)
@@ -52,21 +55,28 @@ def number(path: str, interval: str, **options: bool) -> Key:
     )
 
 
-def flag(path: str, **options: bool) -> Key:
+def flag(path: str, **options: Any) -> Key:
     """true or false."""
     return Key(path, lambda v: isinstance(v, bool), "true, false", **options)
 
 
-def choice(path: str, *choices: Any, **options: bool) -> Key:
+def choice(path: str, *choices: Any, **options: Any) -> Key:
     """One of some values."""
     # `1 in (True,)` holds in Python, so types are compared too.
     test = lambda v: any(v == c and type(v) is type(c) for c in choices)  # noqa: E731
     return Key(path, test, ", ".join(str(c).lower() for c in choices), **options)
 
 
-def text(path: str, **options: bool) -> Key:
+def text(path: str, **options: Any) -> Key:
     """A text that is not empty."""
     return Key(path, lambda v: isinstance(v, str) and v != "", "a text", **options)
+
+
+def component(path: str) -> Key:
+    """What a group chooses: it has a class or function to build."""
+    allowed = f"a choice of its group, {'/'.join(path.rsplit('.', 1))}=NAME"
+    test = lambda v: isinstance(v, dict) and "_target_" in v  # noqa: E731
+    return Key(path, test, allowed, optional=True)
 
 
 def is_fraction_or_count(value: Any) -> bool:

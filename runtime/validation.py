@@ -17,7 +17,7 @@ from runtime.errors import ConfigError
 from runtime.export import is_export
 from runtime.full_state import is_full_state
 from runtime.key_kinds import Key
-from runtime.keys import KEYS
+from runtime.keys import KEYS, PRECISIONS
 
 _ABSENT = object()
 
@@ -39,6 +39,7 @@ def validate(cfg: DictConfig) -> None:
     _check_batches(cfg)
     _check_files(cfg)
     _check_sharding(cfg)
+    _check_blocks(cfg)
     _check_hardware(cfg)
 
 
@@ -67,10 +68,16 @@ def _check_key(cfg: DictConfig, key: Key) -> None:
         if key.optional:
             return
         raise ConfigError(f"{key.path}: missing; allowed: {_allowed(key)}")
-    if value is None and key.nullable:
+    if (value is None and key.nullable) or (key.of and not _is_of(cfg, key)):
         return
     if value is None or not key.test(value):
         raise ConfigError(f"{key.path}={show(value)}: wrong value; allowed: {_allowed(key)}")
+
+
+def _is_of(cfg: DictConfig, key: Key) -> bool:
+    """Whether what has this option is built from `key.of`."""
+    target = value_of(cfg, f"{key.path.rpartition('.')[0]}._target_")
+    return isinstance(target, str) and target.startswith(f"{key.of}.")
 
 
 def _lookup(cfg: DictConfig, path: str) -> Any:
@@ -111,14 +118,10 @@ def _check_model(cfg: DictConfig) -> None:
 
 
 def _check_shapes(cfg: DictConfig) -> None:
-    length, block = cfg.model.length, cfg.block_size
     # The blocks of a draft begin anywhere; those of a diffusion fill the row.
-    if length % block and value_of(cfg, "algo.model_kind", "network") == "network":
-        raise ConfigError(
-            f"block_size={block}: does not divide model.length={length}; "
-            f"allowed: {', '.join(map(str, _divisors(length)))}"
-        )
-    default = value_of(cfg, "algo.default_block_size")
+    if value_of(cfg, "algo.model_kind", "network") == "network":
+        _check_block_size(cfg)
+    block, default = cfg.block_size, value_of(cfg, "algo.default_block_size")
     if value_of(cfg, "algo.fixed_block_size", False) and block != default:
         raise ConfigError(
             f"block_size={block}: algo={cfg.algo.name} has no choice of blocks; allowed: {default}"
@@ -128,6 +131,15 @@ def _check_shapes(cfg: DictConfig) -> None:
         raise ConfigError(
             f"model.n_heads={heads}: does not divide model.hidden_size={width}; "
             f"allowed: {', '.join(map(str, _divisors(width)))}"
+        )
+
+
+def _check_block_size(cfg: DictConfig) -> None:
+    length, block = cfg.model.length, cfg.block_size
+    if length % block:
+        raise ConfigError(
+            f"block_size={block}: does not divide model.length={length}; "
+            f"allowed: {', '.join(map(str, _divisors(length)))}"
         )
 
 
@@ -227,6 +239,50 @@ def _check_sharding(cfg: DictConfig) -> None:
         raise ConfigError(
             f"training.ema={cfg.training.ema}: the moving average needs whole weights on every"
             " device, which a sharded trainer.strategy does not keep; allowed: 0, or trainer=ddp"
+        )
+    # Each part is collected from all ranks whenever one of them runs it.
+    policy = value_of(cfg, "trainer.strategy.auto_wrap_policy")
+    if policy is not None and value_of(cfg, "algo.writes_blocks", False):
+        raise ConfigError(
+            f"trainer.strategy.auto_wrap_policy={show(policy)}: algo={cfg.algo.name} refines in as"
+            " many passes as a rank's blocks need, and ranks would wait for each other; allowed:"
+            " null, which collects the weights once per step"
+        )
+
+
+def _check_blocks(cfg: DictConfig) -> None:
+    """What an algorithm needs that writes blocks of whole documents."""
+    if not value_of(cfg, "algo.writes_blocks", False):
+        return
+    if "64" in str(cfg.trainer.precision):
+        allowed = [name for name in PRECISIONS if "64" not in name]
+        raise ConfigError(
+            f"trainer.precision={cfg.trainer.precision}: algo={cfg.algo.name} computes"
+            f" log-probabilities in fp32; allowed: {', '.join(allowed)}"
+        )
+    reads_rows = value_of(cfg, "mode.reads_rows", False)
+    if reads_rows or value_of(cfg, "mode.blocks") == "data":
+        _check_rows(cfg)
+
+
+def _check_rows(cfg: DictConfig) -> None:
+    """Rows consist of blocks, and documents begin with one; `objectives.block_layout` looks at
+    every batch, but only once there is a model."""
+    _check_block_size(cfg)
+    encoder = value_of(cfg, "data.encoder._target_", "data.")
+    if not encoder.startswith("data."):
+        return  # one of one's own may tell and align documents itself
+    if not value_of(cfg, "data.join", False):
+        raise ConfigError(
+            f"data.join=false: algo={cfg.algo.name} has to know where the documents of"
+            f" data={cfg.data.name} begin; allowed: data.join=true (data=chat, or any text with"
+            " experiment=block_text)"
+        )
+    align, size, length = value_of(cfg, "data.align"), cfg.block_size, cfg.model.length
+    if (align or 1) % size or length % (align or 1):
+        raise ConfigError(
+            f"data.align={show(align)}: documents have to begin with a block of block_size={size}"
+            f" tokens, in rows of model.length={length}; allowed: data.align={size}"
         )
 
 

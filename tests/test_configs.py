@@ -27,7 +27,11 @@ NEEDED = {
     "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
-    **{algo: ["model=tiny_causal"] for algo in ("masked_adapt", "draft_refine", "nce", "sft_raw")},
+    **{
+        algo: ["model=tiny_causal", "experiment=block_text"]
+        for algo in ("masked_adapt", "draft_refine", "nce")
+    },
+    "sft_raw": ["model=tiny_causal"],
     "scorer_eval": ["eval.checkpoint_path={ckpt}", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],
@@ -42,8 +46,9 @@ NEEDED = {
     },
     "qwen3_0p6b": ["algo=dflash"],
     "qwen3_4b": ["algo=dflash"],
-    "qwen3_4b_base": ["algo=masked_adapt"],
-    **{f"large_scale/{name}": ["algo=masked_adapt"] for name in ("qwen3_4b_6n", "smoke_size")},
+    "qwen3_4b_base": ["algo=sft_raw"],
+    "large_scale/qwen3_4b_6n": ["algo=masked_adapt"],
+    "large_scale/smoke_size": ["algo=sft_raw"],
     # FSDP asks for a GPU; all else of these can be checked without one.
     "large_scale/qwen3_4b_stage1_masked_6n": ["trainer.accelerator=auto"],
     "large_scale/qwen3_4b_stage2_draft_refine_6n": [

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision
 from omegaconf import OmegaConf
 
+from runtime.config import instantiate
 from runtime.devices import count_devices, world_size
 from runtime.errors import ConfigError
 from runtime.keys import KEYS
@@ -120,6 +122,74 @@ def test_a_scale_of_one_number_is_not_sharded():
     cfg = compose_config("algo=nce", "model=tiny_causal", "trainer=fsdp", "training.ema=0")
     with pytest.raises(ConfigError, match="algo=nce has weights that cannot be sharded"):
         validate(cfg)
+
+
+BLOCKS = ("algo=draft_refine", "model=tiny_causal", "trainer=cpu", "data=chat", "data.files=a")
+ALIGNED = (*BLOCKS, "data.align=4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (BLOCKS, "data.align=null: documents have to begin with a block of block_size=4 tokens, in"
+                 " rows of model.length=128; allowed: data.align=4"),
+        ((*BLOCKS, "data.align=2"), "data.align=2: documents have to begin with a block"),
+        ((*ALIGNED, "block_size=8"), "allowed: data.align=8"),
+        ((*BLOCKS, "data.align=12", "model.length=128"), "data.align=12: "),
+        ((*BLOCKS, "data.align=2", "model.length=90"),
+         "block_size=4: does not divide model.length=90; allowed: 1, 2, 3, 5"),
+        ((*ALIGNED, "data.join=false"), "data.join=false: algo=draft_refine has to know where the"),
+        (BLOCKS[:3], "data=pydocs begin; allowed: data.join=true (data=chat, or any text with"),
+        ((*ALIGNED, "trainer.precision=64-true"),
+         "trainer.precision=64-true: algo=draft_refine computes log-probabilities in fp32; allowed:"
+         " 32, 32-true, bf16, bf16-mixed"),
+        ((*ALIGNED, "trainer.precision=64"), "trainer.precision=64: algo=draft_refine"),
+        ((*ALIGNED, "training.ema=0",
+          "trainer.strategy={_target_: models.FSDP, auto_wrap_policy: [models.dit.DiT]}"),
+         "trainer.strategy.auto_wrap_policy=['models.dit.DiT']: algo=draft_refine refines in"),
+    ],
+)  # fmt: skip
+def test_what_blocks_of_whole_documents_need(overrides, message):
+    assert message in str(complaint(compose_config(*overrides)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ALIGNED,
+        (*BLOCKS, "data.align=8"),
+        (*BLOCKS, "block_size=1"),
+        (*BLOCKS[:3], "experiment=block_text", "data=text", "data.files=a", "block_size=8"),
+        (*ALIGNED, "trainer.precision=bf16-mixed"),
+        # One's own encoder may tell and align documents as it likes.
+        (*BLOCKS, "data.encoder._target_=tests.plugins.encoder.Mine"),
+        (*BLOCKS, "data.join=false", "data.encoder._target_=tests.plugins.encoder.Mine"),
+        # Modes that read no such rows.
+        (*BLOCKS, "mode=benchmark_eval", "benchmark=gsm8k"),
+        (*BLOCKS, "mode=scorer_eval", f"eval.checkpoint_path={__file__}"),
+        # Algorithms that write none.
+        ("algo=sft_raw", *BLOCKS[1:], "trainer.precision=64-true"),
+    ],
+)
+def test_blocks_are_none_of_the_business_of_others(overrides):
+    assert complaint(compose_config(*overrides)) is None
+
+
+@pytest.mark.parametrize("mode", ["ppl_eval", "scorer_eval mode.blocks=data"])
+def test_evaluations_read_rows_too(mode):
+    file = f"eval.checkpoint_path={__file__}"
+    cfg = compose_config(*BLOCKS, *f"mode={mode}".split(), file)
+    assert "data.align=null" in str(complaint(cfg))
+
+
+def test_sharded_weights_are_collected_in_fp32():
+    """Lightning's own choice for bf16-mixed would validate with weights in bf16."""
+    cfg = compose_config("trainer=fsdp")
+    strategy = instantiate(cfg.trainer.strategy)
+    strategy.precision_plugin = FSDPPrecision(cfg.trainer.precision)
+    wanted = strategy.mixed_precision_config
+    assert (wanted.param_dtype, wanted.reduce_dtype, wanted.buffer_dtype) == (None, None, None)
+    assert strategy.precision_plugin.mixed_precision_config.param_dtype == torch.bfloat16
 
 
 def test_options_of_another_component_are_its_own_business():

@@ -14,6 +14,7 @@ P subsets of places, T tries.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import combinations
 from math import comb
@@ -61,9 +62,20 @@ class Proposal(Protocol):
         deterministic: whether `key` and `rows_M` are without effect.
     """
 
-    name: str
-    temperature: float
-    deterministic: bool
+    @property
+    def name(self) -> str:
+        """Of the proposal."""
+        ...
+
+    @property
+    def temperature(self) -> float | int:
+        """T."""
+        ...
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether nothing is drawn."""
+        ...
 
     def __call__(
         self,
@@ -95,6 +107,7 @@ def duplicate_rate(candidates: Candidates) -> Float[Tensor, ""]:
     return candidates.duplicates_M.to(candidates.log_q_MC.dtype).mean() / candidates.draws
 
 
+@dataclass(frozen=True)
 class SoftmaxSampling:
     """c ~ q_T(c) = prod_i softmax(logits_i / T)(c_i), of which the first distinct ones are kept.
 
@@ -105,7 +118,7 @@ class SoftmaxSampling:
     q_T, so a loss that assumes samples of q_T (`ranking` and its correction by log q_T) is off by
     that block. Train on samples with `include_greedy=False`, or compare within the set alone.
 
-    Args:
+    Attributes:
         temperature: T > 0.
         tries: draws per block; what is still missing then is marked invalid.
         include_greedy: whether candidate 0 is the argmax block, so that a scorer of weight 0 leaves
@@ -115,17 +128,16 @@ class SoftmaxSampling:
         ValueError: a value out of its range; when called, more candidates than there can be.
     """
 
+    temperature: float | int = 1.0
+    tries: int = 16
+    include_greedy: bool = True
     name = "softmax_sampling"
     deterministic = False
 
-    def __init__(
-        self, temperature: float = 1.0, tries: int = 16, include_greedy: bool = True
-    ) -> None:
-        _require(0.0 < temperature < float("inf"), "temperature", temperature, "(0, inf)")
-        _require(tries >= 1, "tries", tries, "an integer >= 1")
-        self.temperature = temperature
-        self.tries = tries
-        self.include_greedy = include_greedy
+    def __post_init__(self) -> None:
+        finite = 0.0 < self.temperature < float("inf")
+        _require(finite, "proposal.temperature", self.temperature, "(0, inf)")
+        _require(self.tries >= 1, "proposal.tries", self.tries, "an integer >= 1")
 
     def __call__(
         self,
@@ -139,7 +151,8 @@ class SoftmaxSampling:
         """Draw `tries` blocks and keep the first `count` that differ."""
         _require_count(count)
         least = count - self.include_greedy
-        _require(self.tries >= least, "tries", self.tries, f"at least {least} for bon.n={count}")
+        allowed = f"at least {least} for bon.count={count}"
+        _require(self.tries >= least, "proposal.tries", self.tries, allowed)
         log_q_MSV = _log_softmax(logits_MSV, self.temperature)
         drawn_MTS = _draw(log_q_MSV, key, rows_M, self.tries)
         if self.include_greedy:
@@ -154,6 +167,7 @@ class SoftmaxSampling:
         return candidates._replace(duplicates_M=repeats_MT.sum(-1), draws=self.tries)
 
 
+@dataclass(frozen=True)
 class BeamBayes:
     """The argmax block and its cheapest swaps (arXiv 2606.08357, Alg. 5).
 
@@ -164,20 +178,20 @@ class BeamBayes:
 
     A place that is fixed, or has one token that is allowed, cannot be swapped.
 
-    Args:
+    Attributes:
         max_swap: R; S and above are the same.
 
     Raises:
         ValueError: a negative R; when called, more subsets of a block than can be looked at.
     """
 
+    max_swap: int = 1
     name = "beam_bayes"
     temperature = 1.0
     deterministic = True
 
-    def __init__(self, max_swap: int = 1) -> None:
-        _require(max_swap >= 0, "max_swap", max_swap, "an integer >= 0")
-        self.max_swap = max_swap
+    def __post_init__(self) -> None:
+        _require(self.max_swap >= 0, "proposal.max_swap", self.max_swap, "an integer >= 0")
 
     def __call__(
         self,
@@ -204,6 +218,7 @@ class BeamBayes:
         return _candidates(tokens_MCS, _sum_places(log_p_MCS), count)
 
 
+@dataclass(frozen=True)
 class BeamExact:
     """The most probable blocks of prod_i p_i, distinct, in falling order.
 
@@ -314,7 +329,7 @@ def _subsets(places: int, most: int, device: torch.device) -> Tensor:
     sizes = range(min(most, places) + 1)
     number = sum(comb(places, size) for size in sizes)
     allowed = f"at most {_MOST_SUBSETS} subsets of a block's {places} places, these are {number}"
-    _require(number <= _MOST_SUBSETS, "max_swap", most, allowed)
+    _require(number <= _MOST_SUBSETS, "proposal.max_swap", most, allowed)
     subsets = [set(subset) for size in sizes for subset in combinations(range(places), size)]
     return torch.tensor([[i in subset for i in range(places)] for subset in subsets], device=device)
 
@@ -334,7 +349,7 @@ def _candidates(tokens_MCS: Tensor, log_q_MC: Tensor, count: int) -> Candidates:
 
 
 def _require_count(count: int) -> None:
-    _require(count >= 1, "n", count, "an integer >= 1")
+    _require(count >= 1, "count", count, "an integer >= 1")
 
 
 def _require(valid: bool, name: str, value: object, allowed: str) -> None:

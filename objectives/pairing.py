@@ -139,15 +139,15 @@ def check_pairing(
     """
     found = learns or LEARNS.get(loss)
     if found is None:
-        raise ValueError(f"nce.loss={loss}: allowed {', '.join(LEARNS)}, or say what it learns")
-    sampled = not _is_deterministic("nce.proposal", trained)
-    _is_deterministic("bon.proposal", decoded)
+        raise ValueError(f"nce/loss={loss}: allowed {', '.join(LEARNS)}, or say what it learns")
+    sampled = not _is_deterministic("nce.trained_with", trained)
+    _is_deterministic("bon/proposal", decoded)
     weight = additive_weight(alpha, form)
     optimum = found.sampled if sampled else found.beam
     if optimum is None:
         raise ValueError(
-            f"nce.loss={loss} with nce.proposal={trained.name}: a deterministic beam has no density"
-            " q to compare with; allowed: nce.loss=ranking, or nce.proposal=softmax_sampling"
+            f"nce/loss={loss} with bon/proposal={trained.name}: a deterministic beam has no density"
+            " q to compare with; allowed: nce/loss=ranking, or bon/proposal=softmax_sampling"
         )
     if weight == 0:
         return
@@ -156,7 +156,7 @@ def check_pairing(
         return
     if decoded.name != trained.name:
         raise ValueError(
-            f"bon.proposal={decoded.name}: the scorer was trained on {trained.name} and its score"
+            f"bon/proposal={decoded.name}: the scorer was trained on {trained.name} and its score"
             f" is fitted to those candidates alone; allowed: {trained.name}"
         )
     if sampled:
@@ -166,7 +166,7 @@ def check_pairing(
 def _check_score_alone(loss: str, weight: float, alpha: float | int, form: str) -> None:
     if weight != math.inf:
         raise ValueError(
-            f"bon.form={form} with bon.alpha={alpha}: nce.loss={loss} has divided by q already, so"
+            f"bon.form={form} with bon.alpha={alpha}: nce/loss={loss} has divided by q already, so"
             " adding log q counts it again; allowed: bon.form=scorer_only"
         )
 
@@ -174,13 +174,13 @@ def _check_score_alone(loss: str, weight: float, alpha: float | int, form: str) 
 def _check_ratio(loss: str, trained: ProposalLaw, decoded: ProposalLaw, weight: float) -> None:
     if weight == math.inf:
         raise ValueError(
-            f"bon.form=scorer_only (or an alpha that equals it): nce.loss={loss} on samples learns"
+            f"bon.form=scorer_only (or an alpha that equals it): nce/loss={loss} on samples learns"
             " log p0 - log q, large where q is small; allowed: additive or convex with log q in it"
         )
     if decoded.temperature != trained.temperature:
         raise ValueError(
-            f"bon.temperature={decoded.temperature}: the scorer was trained against samples at"
-            f" T={trained.temperature} and completes log q of that T alone; allowed:"
+            f"bon.proposal.temperature={decoded.temperature}: the scorer was trained against samples"
+            f" at T={trained.temperature} and completes log q of that T alone; allowed:"
             f" {trained.temperature}"
         )
 

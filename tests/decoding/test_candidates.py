@@ -284,18 +284,18 @@ def test_no_gradient_flows_into_the_proposal():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SoftmaxSampling(0.0), r"bon\.temperature=0\.0: allowed \(0, inf\)"),
-        (lambda: SoftmaxSampling(math.inf), r"bon\.temperature=inf"),
-        (lambda: SoftmaxSampling(1.0, 0), r"bon\.tries=0: allowed an integer >= 1"),
-        (lambda: BeamBayes(-1), r"bon\.max_swap=-1: allowed an integer >= 0"),
-        (lambda: propose(BeamExact(), HAND, 0), r"bon\.n=0: allowed an integer >= 1"),
+        (lambda: SoftmaxSampling(0.0), r"bon\.proposal\.temperature=0\.0: allowed \(0, inf\)"),
+        (lambda: SoftmaxSampling(math.inf), r"bon\.proposal\.temperature=inf"),
+        (lambda: SoftmaxSampling(1.0, 0), r"bon\.proposal\.tries=0: allowed an integer >= 1"),
+        (lambda: BeamBayes(-1), r"bon\.proposal\.max_swap=-1: allowed an integer >= 0"),
+        (lambda: propose(BeamExact(), HAND, 0), r"bon\.count=0: allowed an integer >= 1"),
         (
             lambda: propose(SoftmaxSampling(1.0, 2), HAND, 4),
-            r"bon\.tries=2: allowed at least 3 for bon\.n=4",
+            r"bon\.proposal\.tries=2: allowed at least 3 for bon\.count=4",
         ),
         (
             lambda: propose(BeamBayes(9), normal(0, 1, 32, 3), 4),
-            r"bon\.max_swap=9: allowed at most 16384 subsets of a block's 32 places, these are",
+            r"bon\.proposal\.max_swap=9: allowed at most 16384 subsets of a block's 32 places",
         ),
     ],
 )

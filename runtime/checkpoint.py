@@ -198,14 +198,23 @@ def mismatches(source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]) -
 # What makes two runs the same experiment. The length of a run, its devices, callbacks and paths may
 # differ: a run is prolonged, or goes on elsewhere.
 _SAME_ON_RESUME = (
-    "model.length", "model.dropout", "block_size", "algo", "noise", "masking", "training", "optim",
-    "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed", "objective",
-    "refine", "bon", "nce", "scorer",
+    "model.length", "model.dropout", "model.n_heads", "block_size", "algo", "noise", "masking",
+    "training", "optim", "lr_scheduler", "trainer.gradient_clip_val", "data.score_padding", "seed",
+    "objective", "refine", "bon", "nce", "scorer",
 )  # fmt: skip
 # Without effect on a run that goes on: used at its start, derived, or a default of sampling.
 _FREE_ON_RESUME = (
     "training.from_pretrained", "training.allow_partial", "algo.default_block_size", "algo.T",
     "algo.attn_backend", "algo.feature_cache", "nce.eval_batches",
+)  # fmt: skip
+# Of best of n only decoding reads these, unless the chain of training goes on from what wins.
+_FREE_BUT_SELECTED = ("bon.alpha", "bon.form", "bon.pick", "bon.gumbel_temperature")
+# Of the architecture that was noted, what decides about results and cannot be seen from the shapes
+# of weights; the rest is free, for it may be a default of another version of transformers.
+_ARCHITECTURE = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
+    "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling", "sliding_window",
+    "use_sliding_window", "layer_types", "tie_word_embeddings",
 )  # fmt: skip
 
 
@@ -218,7 +227,7 @@ def changed_on_resume(stored: Mapping[str, Any], config: Mapping[str, Any]) -> s
     differing = sorted(
         key
         for key in before.keys() & now.keys()
-        if key not in _FREE_ON_RESUME and before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not _is_free(key, now)
     )
     for part in _SAME_ON_RESUME:
         for key in differing:
@@ -226,6 +235,16 @@ def changed_on_resume(stored: Mapping[str, Any], config: Mapping[str, Any]) -> s
                 before_it = _as_text(before.get(key))
                 return f"{key}={now.get(key)}: the checkpoint was trained with {before_it}"
     return None
+
+
+def _is_free(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a run that goes on may change a key of the flattened configuration."""
+    if key in _FREE_BUT_SELECTED:
+        return config.get("bon.score_agg") != "select_each"
+    section, _, name = key.partition("algo.backbone.")
+    if name and not section:
+        return name.partition(".")[0] not in _ARCHITECTURE
+    return key in _FREE_ON_RESUME
 
 
 def _as_text(value: Any) -> str:

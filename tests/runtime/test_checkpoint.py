@@ -170,3 +170,39 @@ def test_what_may_change_on_resume():
     change = "optim.lr=0.0001: the checkpoint was trained with 0.001"
     assert changed_on_resume(stored, other) == change
     assert "noise._target_=b" in changed_on_resume(stored, {**stored, "noise": {"_target_": "b"}})
+
+
+def nce(score_agg: str = "lastround", **changes) -> dict:
+    """A configuration of a scorer's run."""
+    bon = {"score_agg": score_agg, "alpha": 0.1, "form": "additive", "pick": "argmax",
+           "gumbel_temperature": 1.0, "rounds": 1, "seed": 0}  # fmt: skip
+    backbone = {
+        "model_type": "qwen3", "num_attention_heads": 4, "use_cache": True, "id2label": {"0": "A"},
+        "rope_parameters": {"rope_theta": 1e4},
+    }  # fmt: skip
+    return {"bon": bon | changes, "algo": {"name": "nce", "backbone": backbone}}
+
+
+def test_what_only_decoding_reads_may_change_on_resume():
+    decoded = {"alpha": 0.3, "form": "convex", "pick": "gumbel", "gumbel_temperature": 0.5}
+    assert changed_on_resume(nce(), nce(**decoded)) is None
+    for key, value in {"rounds": 2, "seed": 1}.items():
+        assert f"bon.{key}={value}" in changed_on_resume(nce(), nce(**{key: value}))
+    # Where the chain of training goes on from what wins they decide about it.
+    for key, value in decoded.items():
+        change = changed_on_resume(nce("select_each"), nce("select_each", **{key: value}))
+        assert f"bon.{key}={value}: the checkpoint was trained with" in change
+
+
+def test_defaults_of_another_version_of_transformers_may_change_on_resume():
+    upgraded = nce()
+    upgraded["algo"]["backbone"] |= {"use_cache": False, "id2label": {"0": "B"}}
+    assert changed_on_resume(nce(), upgraded) is None
+    other = nce()
+    other["algo"]["backbone"]["num_attention_heads"] = 2
+    assert "algo.backbone.num_attention_heads=2" in changed_on_resume(nce(), other)
+    turned = nce()
+    turned["algo"]["backbone"]["rope_parameters"] = {"rope_theta": 1e6}
+    assert "algo.backbone.rope_parameters.rope_theta" in changed_on_resume(nce(), turned)
+    heads = ({"model": {"n_heads": n, "attn_backend": str(n)}} for n in (2, 4))
+    assert changed_on_resume(*heads) == "model.n_heads=4: the checkpoint was trained with 2"

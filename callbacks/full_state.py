@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.checkpoints import between_steps
-from runtime.errors import ConfigError
+from runtime.errors import CheckpointError, ConfigError
 from runtime.full_state import PATTERN, folder_name, full_states, step_of
 from runtime.parts import remove_parts, remove_unfinished
 
@@ -92,8 +92,13 @@ class FullStateFolders(Checkpoint):
             return
         past = [path for path in full_states(self.dirpath) if _step(path) <= step]
         for path in past[: -self.keep]:
-            if path.resolve() != self.resumed_from:
+            if path.resolve() == self.resumed_from:
+                continue
+            try:
                 remove_parts(path)
+            except CheckpointError as error:
+                # The new state is safe, and the other ranks are on their way to the next step.
+                log.warning("%s; the run goes on", error)
 
 
 def _step(folder: Path) -> int:

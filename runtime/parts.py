@@ -72,15 +72,16 @@ def remove_parts(folder: Path) -> None:
 
 
 def remove_unfinished(directory: Path, pattern: str) -> int:
-    """Delete what writers and deleters of folders named `pattern` left when they were killed.
+    """Delete what writers and deleters of folders named `pattern` left when they were killed, or
+    when the file system refused.
 
     Returns:
-        their number.
+        how many are gone.
     """
     left = list(directory.glob(f".{pattern}{UNFINISHED}"))
     for hidden in left:
         shutil.rmtree(hidden, ignore_errors=True)
-    return len(left)
+    return sum(not hidden.exists() for hidden in left)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -29,14 +29,12 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
         cfg: the whole configuration.
         overrides: arguments of `lightning.pytorch.Trainer` that replace those of `cfg.trainer`.
     """
-    from runtime.checkpoint_io import FolderCheckpointIO
-
     _quiet_lightning()
     accumulation = accumulation_steps(cfg)
     options: dict[str, Any] = {
         "accelerator": chosen_accelerator(cfg.trainer.accelerator),
         "callbacks": overrides.pop("callbacks", None) or build_group(cfg, "callbacks"),
-        "plugins": [*_configured_plugins(cfg), FolderCheckpointIO()],
+        "plugins": _plugins(cfg),
         "logger": build_group(cfg, "logger") or False,
         "default_root_dir": str(checkpoint_root(cfg)),
         "accumulate_grad_batches": accumulation,
@@ -48,9 +46,27 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
     return instantiate(cfg.trainer, **(options | overrides))
 
 
-def _configured_plugins(cfg: DictConfig) -> list[Any]:
+def _plugins(cfg: DictConfig) -> list[Any]:
+    """Those of the configuration, and ours for checkpoints unless one of these is for them.
+
+    Raises:
+        ConfigError: one that knows no full states, which are asked for.
+    """
+    from lightning.pytorch.plugins import CheckpointIO
+
+    from runtime.checkpoint_io import FolderCheckpointIO
+
     nodes = cfg.trainer.get("plugins") or []
-    return [instantiate(node) for node in ([nodes] if isinstance(nodes, DictConfig) else nodes)]
+    plugins = [instantiate(node) for node in ([nodes] if isinstance(nodes, DictConfig) else nodes)]
+    given = [plugin for plugin in plugins if isinstance(plugin, CheckpointIO)]
+    every = cfg.checkpointing.full_state_every_n_steps
+    if every is not None and given and not isinstance(given[0], FolderCheckpointIO):
+        raise ConfigError(
+            f"checkpointing.full_state_every_n_steps={every}: {type(given[0]).__name__} of"
+            " trainer.plugins writes no folders; allowed: null, or one derived from"
+            " runtime.checkpoint_io.FolderCheckpointIO"
+        )
+    return plugins if given else [*plugins, FolderCheckpointIO()]
 
 
 def _is_progress_bar(callback: Any) -> bool:
@@ -74,6 +90,8 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # What is logged on validation is already the same on all ranks.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    # A frozen network is in evaluation mode on purpose.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     # The algorithm corrupts a batch before it travels; the data module has nothing to do there.
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")
     # A loader here starts at trainer.global_step, so every one of them is resumable.

@@ -1,6 +1,8 @@
 """Full states of whole runs: N + N steps are 2N, which of them stay, which are resumed from."""
 
+import errno
 import logging
+import os
 import random
 import shutil
 import time
@@ -12,8 +14,8 @@ import torch
 from callbacks.full_state import FullStateFolders
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import CheckpointError, ConfigError
-from runtime.full_state import full_states, step_of
-from runtime.parts import META
+from runtime.full_state import PATTERN, full_states, step_of
+from runtime.parts import META, remove_unfinished
 from runtime.trainer import build_trainer, resume_point
 from runtime.validation import validate
 from tests.runs import ALGORITHMS, call_main, configure, fit, interrupt, last, state, tiny
@@ -186,6 +188,34 @@ def test_what_a_kill_left_is_deleted_and_counted(folder, tmp_path, caplog):
     assert "deleted 1 full states that were broken off" in caplog.text
 
 
+def test_an_old_state_that_cannot_be_deleted_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    """On one rank alone, that would leave the others waiting; what is left goes at the next start.
+
+    The newest state is safe by then.
+    """
+    old = [tmp_path / f"checkpoint-0000000{n}-20260501_081812" for n in (1, 2)]
+    for path in (*old, tmp_path / "checkpoint-00000003-20260501_081812"):
+        path.mkdir()
+        (path / META).write_text("{}")
+    unlink = os.unlink
+
+    def busy(name, *arguments, **options):
+        if refuses:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unlink(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    saver, refuses = FullStateFolders(tmp_path, every_n_steps=1, keep=1), True
+    with caplog.at_level(logging.WARNING):
+        saver._delete_old(3)
+    assert [step_of(path) for path in full_states(tmp_path)] == [3]
+    assert caplog.text.count("cannot be deleted (Device or resource busy); the run goes on") == 2
+    assert remove_unfinished(tmp_path, PATTERN) == 0
+    refuses = False
+    assert remove_unfinished(tmp_path, PATTERN) == 2
+    assert [path.name[:19] for path in tmp_path.iterdir()] == ["checkpoint-00000003"]
+
+
 def test_wrong_options():
     for options in ({"every_n_steps": 0}, {"keep": 0}):
         with pytest.raises(ConfigError, match=r"callbacks\.full_state\.\w+=0: allowed >= 1, null"):
@@ -296,3 +326,11 @@ def test_plugins_of_the_configuration_stay(tmp_path):
         trainer = build_trainer(compose_config("trainer=cpu", f"+trainer.plugins={given}"))
         assert type(trainer._accelerator_connector._layer_sync).__name__ == "TorchSyncBatchNorm"
         assert type(trainer.strategy.checkpoint_io).__name__ == "FolderCheckpointIO"
+
+
+def test_a_checkpoint_plugin_of_the_configuration_takes_the_place_of_ours():
+    plugin = "+trainer.plugins={_target_:lightning.pytorch.plugins.io.AsyncCheckpointIO}"
+    trainer = build_trainer(compose_config("trainer=cpu", plugin))
+    assert type(trainer.strategy.checkpoint_io).__name__ == "AsyncCheckpointIO"
+    with pytest.raises(ConfigError, match=f"{EVERY}=5: AsyncCheckpointIO of trainer.plugins writ"):
+        build_trainer(compose_config("trainer=cpu", plugin, f"{EVERY}=5"))

@@ -179,8 +179,8 @@ def _check_ratio(loss: str, trained: ProposalLaw, decoded: ProposalLaw, weight: 
         )
     if decoded.temperature != trained.temperature:
         raise ValueError(
-            f"bon.proposal.temperature={decoded.temperature}: the scorer was trained against samples"
-            f" at T={trained.temperature} and completes log q of that T alone; allowed:"
+            f"bon.proposal.temperature={decoded.temperature}: the scorer was trained against"
+            f" samples at T={trained.temperature} and completes log q of that T alone; allowed:"
             f" {trained.temperature}"
         )
 

@@ -57,10 +57,13 @@ class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, n
         """What it has said of errors so far."""
         return self.said.read_text() if self.said.is_file() else ""
 
+    def output(self) -> str:
+        """What it has put out so far."""
+        return self.said.with_suffix(".out").read_text()
+
 
 def fork_main(*arguments: str, said: Path, **variables: str) -> subprocess.CompletedProcess:
     """`run_main` in a fork."""
     child = Fork(*arguments, said=said, **variables)
     code = child.wait()
-    output = said.with_suffix(".out").read_text()
-    return subprocess.CompletedProcess(arguments, code, output, child.errors())
+    return subprocess.CompletedProcess(arguments, code, child.output(), child.errors())

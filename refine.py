@@ -24,7 +24,7 @@ from decoding.block_reader import BlockReader
 from decoding.chain import ChainState, Refined, Refinement
 from decoding.generate import GenerationSettings, Generator
 from decoding.refine import RefineGenerator
-from objectives.block_layout import FILL, BlockLayout, block_layout
+from objectives.block_layout import BlockLayout, block_layout, document_of, rows_of
 from objectives.corruption import MaskingProcess
 from objectives.keyed import keyed_uniform
 from objectives.likelihood import head_cross_entropy, row_sums
@@ -232,7 +232,9 @@ class BlockModel(PretrainedAlgorithm):
             ValueError: a continuation without tokens or longer than the model's positions; unknown
                 ids.
         """
-        documents = [self._document(*pair) for pair in pairs]
+        longest = self.backbone.model.config.max_position_embeddings
+        limits = self.block_size, longest, len(self.backbone.table_VD), self.special.eos
+        documents = [document_of(*pair, *limits) for pair in pairs]
         # Documents of like length run together.
         order = sorted(range(len(pairs)), key=lambda pair: len(documents[pair][0]), reverse=True)
         answers: dict[int, tuple[float, bool]] = {}
@@ -250,36 +252,9 @@ class BlockModel(PretrainedAlgorithm):
             answers.update(zip(chosen, found, strict=True))
         return [answers[pair] for pair in range(len(pairs))]
 
-    def _document(
-        self, prompt: Sequence[int], continuation: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """Tokens and responses; the last block is filled up as in training."""
-        longest = self.backbone.model.config.max_position_embeddings
-        longest = longest // self.block_size * self.block_size
-        if not 1 <= len(continuation) <= longest:
-            raise ValueError(
-                f"a continuation of {len(continuation)} tokens; allowed 1 .. {longest}"
-            )
-        # Without any prompt the text begins as after the end of another one.
-        prompt = list(prompt) or [self.special.eos]
-        tokens = [*prompt, *continuation][-longest:]
-        vocabulary = len(self.backbone.table_VD)
-        if not 0 <= min(tokens) <= max(tokens) < vocabulary:
-            raise ValueError(f"token ids outside 0 .. {vocabulary - 1}")
-        given, fill = len(tokens) - len(continuation), -len(tokens) % self.block_size
-        response = [*[0] * given, *[1] * len(continuation), *[FILL] * fill]
-        return [*tokens, *[self.special.eos] * fill], response
-
     def _batch(self, documents: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
         """Documents of the same or of falling length as rows."""
-        shape = len(documents), len(documents[0][0])
-        ids_BL = torch.full(shape, self.special.eos)
-        response_BL, segment_BL = torch.full(shape, FILL), torch.full(shape, FILL)
-        for row, (tokens, response) in enumerate(documents):
-            ids_BL[row, : len(tokens)] = torch.tensor(tokens)
-            response_BL[row, : len(tokens)] = torch.tensor(response)
-            segment_BL[row, : len(tokens)] = 0
-        columns = {"input_ids": ids_BL, "segment": segment_BL, "response": response_BL}
+        columns = rows_of(documents, self.special.eos)
         batch: dict[str, Any] = {name: x_BL.to(self.device) for name, x_BL in columns.items()}
         batch["layout"] = self.layout(batch, bucket=_BLOCK_BUCKET)
         return batch

@@ -146,15 +146,10 @@ class CandidateScorer(BlockModel):
         check_pairing(_loss_name(nce), trained, decoded, alpha, form, learns)
 
     def _new_head(self) -> ScoreHead:
-        shape, options = self.backbone.model.config, self.config["scorer"]
+        options = self.config["scorer"]
         scale = options["scale"]
-        heads = shape.num_attention_heads
-        return ScoreHead(
-            hidden_size=shape.hidden_size,
-            num_heads=heads,
-            num_key_value_heads=shape.num_key_value_heads,
-            head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
-            intermediate_size=shape.intermediate_size,
+        return ScoreHead.beside(
+            self.backbone.model,
             layers=options["layers"],
             bounded=options["bounded"],
             scale=ScoreScale(

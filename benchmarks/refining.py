@@ -99,15 +99,8 @@ def reread(
 
 def random_head(target: CausalTarget) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Scores by a head in the size of the target."""
-    shape = target.model.config
-    heads = shape.num_attention_heads
-    head = ScoreHead(
-        hidden_size=shape.hidden_size, num_heads=heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
-        intermediate_size=shape.intermediate_size, layers=1, bounded=True,
-        scale=ScoreScale("fixed", 1.0, 0.1, 100.0),
-    ).eval()  # fmt: skip
+    scale = ScoreScale("fixed", 1.0, 0.1, 100.0)
+    head = ScoreHead.beside(target.model, layers=1, bounded=True, scale=scale).eval()
 
     def scores(hidden_XCSD: Tensor, tokens_XCS: Tensor, written_XS: Tensor) -> Tensor:
         """gamma s."""

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Config,
     Qwen3DecoderLayer,
@@ -121,6 +122,24 @@ class ScoreHead(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @classmethod
+    def beside(
+        cls, model: PreTrainedModel, *, layers: int, bounded: bool, scale: ScoreScale
+    ) -> "ScoreHead":
+        """A head whose blocks have the sizes of a backbone's."""
+        shape = model.config
+        heads = shape.num_attention_heads
+        return cls(
+            hidden_size=shape.hidden_size,
+            num_heads=heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            head_dim=getattr(shape, "head_dim", None) or shape.hidden_size // heads,
+            intermediate_size=shape.intermediate_size,
+            layers=layers,
+            bounded=bounded,
+            scale=scale,
+        )
 
     def forward(
         self,

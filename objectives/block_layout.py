@@ -13,6 +13,7 @@ Legend: B rows, L tokens, S block size, N blocks of a row, M blocks that are wri
 features.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -124,3 +125,52 @@ def block_layout(
         _taken(scored_BL, block_BM, block_size) & exists_BM[..., None],
         _taken(ids_BL, block_BM, block_size),
     )
+
+
+def document_of(
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    block_size: int,
+    longest: int,
+    vocabulary: int,
+    eos: int,
+) -> tuple[list[int], list[int]]:
+    """A text and what is written of it as one document of whole blocks, as training has it.
+
+    Args:
+        prompt: what is given; without any the text begins as behind the end of another one.
+        continuation: what is written.
+        block_size: S; behind the end the last block is filled with `eos`.
+        longest: most tokens; of what is longer the end is kept.
+        vocabulary: number of ids.
+        eos: the end token.
+
+    Returns:
+        Tokens, and for every one 1 where it is written, 0 where it is given, -1 behind the end.
+
+    Raises:
+        ValueError: a continuation without tokens or too long; unknown ids.
+    """
+    longest = longest // block_size * block_size
+    if not 1 <= len(continuation) <= longest:
+        raise ValueError(f"a continuation of {len(continuation)} tokens; allowed 1 .. {longest}")
+    tokens = [*(prompt or [eos]), *continuation][-longest:]
+    if not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise ValueError(f"token ids outside 0 .. {vocabulary - 1}")
+    given, fill = len(tokens) - len(continuation), -len(tokens) % block_size
+    response = [*[0] * given, *[1] * len(continuation), *[FILL] * fill]
+    return [*tokens, *[eos] * fill], response
+
+
+def rows_of(
+    documents: Sequence[tuple[Sequence[int], Sequence[int]]], padding: int
+) -> dict[str, Int[Tensor, "B L"]]:
+    """Columns input_ids, segment and response of rows with one document each, padded."""
+    shape = len(documents), max(len(tokens) for tokens, _ in documents)
+    ids_BL = torch.full(shape, padding)
+    response_BL, segment_BL = torch.full(shape, FILL), torch.full(shape, FILL)
+    for row, (tokens, response) in enumerate(documents):
+        ids_BL[row, : len(tokens)] = torch.tensor(tokens)
+        response_BL[row, : len(tokens)] = torch.tensor(response)
+        segment_BL[row, : len(tokens)] = 0
+    return {"input_ids": ids_BL, "segment": segment_BL, "response": response_BL}

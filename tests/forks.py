@@ -15,23 +15,19 @@ from tests.support import ROOT, environment
 
 
 class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, name-defined]
-    """main.py with arguments, from its first line, in a copy of this process and its modules.
+    """A job in a copy of this process and its modules, which begins as a new process would.
 
     It has a session of its own, as what a terminal starts has: `os.killpg` reaches its children.
-    Its errors go to the file `said`, its output to one beside it that ends in .out. `before` runs
-    in it ahead of main.py.
+    Its errors go to the file `said`, its output to one beside it that ends in .out.
     """
 
-    def __init__(
-        self, *arguments: str, said: Path, before: Callable[[], None] = lambda: None,
-        **variables: str,
-    ) -> None:  # fmt: skip
-        super().__init__(args=arguments)
-        self.said, self.before, self.variables = said, before, variables
+    def __init__(self, job: Callable[[], object], said: Path, **variables: str) -> None:
+        super().__init__()
+        self.job, self.said, self.variables = job, said, variables
         self.start()
 
     def run(self) -> None:
-        """In the child: begin as a new process would, and end with the exit code of main.py."""
+        """In the child."""
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -44,8 +40,7 @@ class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, n
                 os.dup2(file.fileno(), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
         torch.set_num_threads(1)  # the threads of the parent do not exist here
-        self.before()
-        sys.exit(call_main(self._args))
+        self.job()
 
     def wait(self, seconds: float = 120) -> int:
         """The exit code; minus the number of a signal that ended it."""
@@ -62,8 +57,20 @@ class Fork(multiprocessing.get_context("fork").Process):  # type: ignore[misc, n
         return self.said.with_suffix(".out").read_text()
 
 
+def start_main(
+    *arguments: str, said: Path, before: Callable[[], None] = lambda: None, **variables: str
+) -> Fork:
+    """main.py with arguments, from its first line; `before` runs ahead of it."""
+
+    def job() -> None:
+        before()
+        sys.exit(call_main(arguments))
+
+    return Fork(job, said, **variables)
+
+
 def fork_main(*arguments: str, said: Path, **variables: str) -> subprocess.CompletedProcess:
     """`run_main` in a fork."""
-    child = Fork(*arguments, said=said, **variables)
+    child = start_main(*arguments, said=said, **variables)
     code = child.wait()
     return subprocess.CompletedProcess(arguments, code, child.output(), child.errors())

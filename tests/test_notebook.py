@@ -1,14 +1,19 @@
 """The notebooks run from their own folder and from the root, and are what their .py twins say."""
 
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from tests import block_runs
 from tests.draft_runs import fit
+from tests.forks import Fork
 from tests.runs import best
 from tests.support import ROOT, compose_config, environment
 
@@ -23,9 +28,9 @@ EXPECTED = {
     "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
 }
 TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
-# A kernel of its own takes twenty seconds; the script of every notebook runs by default.
+# A kernel of its own takes a quarter of a minute; the script of every notebook runs by default.
 KERNELS = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "best_of_block" else name
+    name if name == "speculative_block" else pytest.param(name, marks=pytest.mark.slow)
     for name in TWINS
 ]
 LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
@@ -62,18 +67,35 @@ def look_inside(tmp_path_factory):
     return folder / "run" / "checkpoints" / "best.ckpt"
 
 
+def run_script(path, folder):
+    """As `python PATH` in a folder; counts the pictures that it shows."""
+    import matplotlib.pyplot as plt
+
+    def show():
+        pictures.extend(plt.get_fignums())
+        plt.close("all")
+
+    pictures: list[int] = []
+    plt.switch_backend("Agg")
+    plt.show = show
+    os.chdir(folder)
+    sys.path[:] = [str(path.parent), *(p for p in sys.path if p and Path(p).resolve() != ROOT)]
+    GlobalHydra.instance().clear()
+    runpy.run_path(str(path), run_name="__main__")
+    print("pictures:", len(pictures))
+
+
+@pytest.mark.parametrize("folder", [ROOT, NOTEBOOKS], ids=["root", "notebooks"])
 @pytest.mark.parametrize("name", TWINS)
-def test_script_runs_from_the_root(name, checkpoints):
-    done = subprocess.run(
-        [sys.executable, f"notebooks/{name}.py"],
-        cwd=ROOT,
-        env=environment(CHECKPOINT=str(checkpoints[name]), MPLBACKEND="Agg"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(text in done.stdout for text in EXPECTED[name][0])
+def test_script_runs(name, folder, checkpoints, tmp_path):
+    done = Fork(
+        lambda: run_script(NOTEBOOKS / f"{name}.py", folder), tmp_path / "said.txt",
+        CHECKPOINT=str(checkpoints[name]),
+    )  # fmt: skip
+    assert done.wait() == 0, done.errors()
+    texts, pictures = EXPECTED[name]
+    assert all(text in done.output() for text in texts)
+    assert done.output().splitlines()[-1] == f"pictures: {pictures}"
 
 
 @pytest.mark.parametrize("name", KERNELS)

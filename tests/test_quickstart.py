@@ -8,7 +8,7 @@ import pytest
 
 from runtime.run import load_summary
 from scripts import quickstart
-from tests.forks import Fork
+from tests.forks import start_main
 from tests.support import ROOT, environment
 
 TINY = (
@@ -39,7 +39,7 @@ def forked(monkeypatch, capsys):
 
         def start(command, **_):
             assert command[:2] == [sys.executable, "main.py"]
-            stages.append(Fork(*command[2:], said=folder / f"said{len(stages)}.txt"))
+            stages.append(start_main(*command[2:], said=folder / f"said{len(stages)}.txt"))
             return stages[-1]
 
         monkeypatch.setenv("PALIMPSEST_CACHE", str(folder / "cache"))

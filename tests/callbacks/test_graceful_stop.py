@@ -12,7 +12,7 @@ from callbacks.metrics_csv import read_metrics
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import Interrupted
 from runtime.run import load_summary
-from tests.forks import Fork
+from tests.forks import Fork, start_main
 from tests.plugins import toy_train
 from tests.support import TOY, toy_config
 from tests.test_two_ranks import launch
@@ -102,7 +102,7 @@ def test_no_handler_is_left_after_a_failed_run(tmp_path):
 def start(run_dir: Path, *overrides: str) -> Fork:
     """Start a slow toy run, and wait until it has logged its second step."""
     arguments = (*TOY, f"paths.run_dir={run_dir}", "mode.pause=0.05", *overrides)
-    process = Fork(*arguments, said=run_dir / "said.txt")
+    process = start_main(*arguments, said=run_dir / "said.txt")
     table, deadline = run_dir / "metrics.csv", time.monotonic() + 90
     while not (table.is_file() and len(read_metrics(table)) >= 2):
         assert process.is_alive(), process.errors()

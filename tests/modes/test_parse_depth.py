@@ -17,7 +17,7 @@ from modes.parse_depth import run, shard_of
 from opening import evaluation_data
 from runtime.errors import ConfigError
 from runtime.run import load_summary
-from tests.forks import Fork, fork_main
+from tests.forks import fork_main, start_main
 from tests.runs import best, fit, tiny, write_corpus
 from tests.support import ROOT, compose_config
 
@@ -201,7 +201,7 @@ def test_killed_and_restarted_is_identical(tmp_path, call, processes):
     assert done.returncode == 0, done.stderr
     # The pause lets the kill fall between parts.
     slow = ("data.parse.pause=0.1", f"data.parse.num_processes={processes}")
-    process = Fork(*toy_run(tmp_path, broken, *slow), said=tmp_path / "said.txt")
+    process = start_main(*toy_run(tmp_path, broken, *slow), said=tmp_path / "said.txt")
     deadline = time.monotonic() + 90
     while len(list(broken.rglob("part-*.arrow"))) < 3:
         assert process.is_alive() and time.monotonic() < deadline, process.errors()

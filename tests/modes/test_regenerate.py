@@ -20,7 +20,7 @@ from runtime.errors import ConfigError
 from runtime.run import load_summary
 from runtime.validation import validate
 from tests.decoding.servers import answer_server
-from tests.forks import Fork
+from tests.forks import start_main
 from tests.support import compose_config
 
 TINY = ("model=tiny_causal", "model.num_hidden_layers=2", "model.dtype=float64", "trainer=cpu")
@@ -297,7 +297,7 @@ def kill_in_the_middle(arguments, partial, at_least):
 
         Journal.append = append_or_stall
 
-    process = Fork(*arguments, said=partial.parent.parent / "said.txt", before=stall)
+    process = start_main(*arguments, said=partial.parent.parent / "said.txt", before=stall)
     deadline = time.monotonic() + 120
     while not partial.is_file() or partial.read_bytes().count(b"\n") < at_least:
         assert process.is_alive() and time.monotonic() < deadline, process.errors()
@@ -366,7 +366,7 @@ def test_a_signal_keeps_the_answers(tmp_path):
     with answer_server(tmp_path, delay_s=0.1) as server:
         arguments = at_server(tmp_path, server, "mode.batch_size=2")
         stopped = f"paths.run_dir={tmp_path}/stopped"
-        process = Fork(*arguments, stopped, said=tmp_path / "said.txt")
+        process = start_main(*arguments, stopped, said=tmp_path / "said.txt")
         partial = tmp_path / "out" / "partial.jsonl"
         while not partial.is_file() or partial.read_bytes().count(b"\n") < 4:
             assert process.is_alive()

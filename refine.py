@@ -166,7 +166,7 @@ class BlockModel(PretrainedAlgorithm):
         nll_P = self._cross_entropy(
             hidden_PD.flatten(0, -2)[wanted_P], target_XVS.flatten()[wanted_P]
         )
-        nll_XVS = torch.zeros(wanted_XVS.shape, device=nll_P.device)
+        nll_XVS = torch.zeros(wanted_XVS.shape, dtype=nll_P.dtype, device=nll_P.device)
         nll_XVS.view(-1)[wanted_P] = nll_P
         return nll_XVS.sum(1).view(predict_BMS.shape)
 

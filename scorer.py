@@ -120,7 +120,7 @@ class CandidateScorer(BlockModel):
         if name in ("ranking_corrected", "binary") and self.best_of.rounds > 1:
             raise ConfigError(
                 f"bon.rounds={self.best_of.rounds}: from the second round on candidates are refined"
-                f" and no draws of q, which nce.loss={name} needs; allowed: 1, or nce/loss=ranking"
+                f" and no draws of q, which nce/loss={name} needs; allowed: 1, or nce/loss=ranking"
             )
         if name != "ranking_corrected":
             return
@@ -133,7 +133,7 @@ class CandidateScorer(BlockModel):
             rule = type(self.refinement.commit).__name__
             raise ConfigError(
                 f"refine.commit={rule}: places committed before the last pass have one token, so a"
-                " truth that says another there has no q for nce.loss=ranking_corrected; allowed:"
+                " truth that says another there has no q for nce/loss=ranking_corrected; allowed:"
                 " refine/commit=prefix_threshold, or nce/loss=ranking"
             )
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -374,6 +375,11 @@ class CandidateScorer(BlockModel):
     def on_fit_start(self) -> None:
         """Keep some validation rows, unless a checkpoint brought some."""
         super().on_fit_start()
+        if self.config["training"]["from_pretrained"] is None:
+            rank_zero_warn(
+                "training.from_pretrained=null: the scorer is trained on a model that has not"
+                " learned to write blocks"
+            )
         wanted = self.config["nce"]["eval_batches"]
         data = cast(Any, self.trainer).datamodule
         if self.eval_batches or not wanted or data is None:

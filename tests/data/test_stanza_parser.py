@@ -207,14 +207,19 @@ def test_slices_bound_what_is_in_memory(stanza_models, sentences, monkeypatch):
         return heads(self, rows)
 
     gc.collect()
+    gc.freeze()  # what is there already is not looked through again and again
     monkeypatch.setattr(StanzaParser, "_heads", count)
-    found = parser.parse(texts)
+    try:
+        found = parser.parse(texts)
+        again = parser.parse(texts)
+    finally:
+        gc.unfreeze()
     # All trees are those of the whole but for near ties, which follow the batch.
     pairs = zip(found, wanted, strict=True)
     assert sum(a.depth == b.depth for a, b in pairs) > 57
-    assert sum(slices) == sum(d.sentences for d in found) and 6 <= len(slices) <= 8
+    assert sum(slices) == 2 * sum(d.sentences for d in found) and 6 <= len(slices) / 2 <= 8
     assert max(alive) < 60
-    assert parser.parse(texts) == found
+    assert again == found
 
 
 def test_a_word_of_several_has_the_smallest_depth():

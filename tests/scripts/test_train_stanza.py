@@ -1,12 +1,11 @@
 """What scripts/train_stanza.py makes of treebanks, and what it says of those that it cannot use."""
 
 import runpy
-import subprocess
 import sys
 
 import pytest
 
-from tests.support import ROOT, environment
+from tests.support import ROOT
 
 pytest.importorskip("conllu", reason="needs the package conllu")
 SCRIPT = ROOT / "scripts" / "train_stanza.py"
@@ -35,12 +34,14 @@ def test_lines_end_at_a_newline_only(tmp_path):
         (SENTENCE.encode(), r"--held-out 0.2: leaves"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(tmp_path, content, message):
+def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch, capsys, content, message):
     path = tmp_path / "corpus.conllu"
     if content is not None:
         path.write_bytes(content)
-    arguments = [sys.executable, str(SCRIPT), str(path), "--out", str(tmp_path / "models")]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    arguments = [str(SCRIPT), str(path), "--out", str(tmp_path / "models")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("DataError: ") and message in line

@@ -1,10 +1,12 @@
 """The command line: exit codes, one-line errors, help in no time, sweeps."""
 
 import resource
+from functools import partial
 
 import pytest
 
 from runtime.run import SUMMARY_KEYS, load_summary
+from tests.forks import fork_main
 from tests.support import run_main
 
 MODE = ("mode._target_=tests.plugins.endings.run", "trainer=cpu")
@@ -12,6 +14,11 @@ MODE = ("mode._target_=tests.plugins.endings.run", "trainer=cpu")
 
 def ends(main, tmp_path, ending, **variables):
     return main(*MODE, f"+mode.ending={ending}", f"paths.run_dir={tmp_path}", **variables)
+
+
+@pytest.fixture
+def forked(tmp_path):
+    return partial(fork_main, said=tmp_path / "said.txt")
 
 
 @pytest.mark.parametrize(
@@ -24,8 +31,8 @@ def ends(main, tmp_path, ending, **variables):
         ("SIGINT", 130, "interrupted", "Interrupted: stopped by SIGINT"),
     ],
 )
-def test_what_was_foreseen_ends_in_one_line(tmp_path, call, ending, code, status, line):
-    done = ends(run_main if ending.startswith("SIG") else call, tmp_path, ending)
+def test_what_was_foreseen_ends_in_one_line(tmp_path, call, forked, ending, code, status, line):
+    done = ends(forked if ending.startswith("SIG") else call, tmp_path, ending)
     assert (done.returncode, done.stderr.strip()) == (code, line)
     summary = load_summary(tmp_path)
     assert summary["status"] == status and summary["error"] == line
@@ -46,8 +53,8 @@ def test_a_bug_shows_its_traceback_and_exits_1(tmp_path, call):
     assert load_summary(tmp_path)["status"] == "failed"
 
 
-def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path):
-    done = ends(run_main, tmp_path, "data", HYDRA_FULL_ERROR="1")
+def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path, call):
+    done = ends(call, tmp_path, "data", HYDRA_FULL_ERROR="1")
     assert done.returncode == 2
     assert "Traceback" in done.stderr and "endings.py" in done.stderr
 
@@ -127,8 +134,9 @@ def test_main_imports_nothing_heavy():
         (["--version"], "."),
     ],
 )
-def test_hydra_commands_work(arguments, part):
-    done = run_main(*arguments, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+def test_hydra_commands_work(call, arguments, part):
+    main = run_main if arguments[-1] == "job" else call  # the former needs a second
+    done = main(*arguments, CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert part in done.stdout
 
@@ -152,8 +160,8 @@ def test_a_sweep_outlives_a_bad_run_and_reports_it(tmp_path, call):
 
 
 @pytest.mark.parametrize(("ending", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_an_interrupt_ends_the_whole_sweep(tmp_path, ending, code):
-    done = sweep(run_main, tmp_path, f"+mode.ending={ending},well")
+def test_an_interrupt_ends_the_whole_sweep(tmp_path, forked, ending, code):
+    done = sweep(forked, tmp_path, f"+mode.ending={ending},well")
     assert done.returncode == code
     assert (tmp_path / "0" / "summary.json").exists()
     assert not (tmp_path / "1" / "summary.json").exists()

@@ -51,7 +51,7 @@ from objectives.nce_statistics import bound_floor
 from objectives.refinement import allowed_log_probabilities
 from scorer import CandidateScorer
 
-JOURNEY = ROOT / "outputs/refine_journey/nce/beam_lastround/checkpoints/best.ckpt"
+JOURNEY = ROOT / "outputs/refine_journey/nce/beam_lastround/checkpoints/last.ckpt"
 CHECKPOINT = Path(os.environ.get("CHECKPOINT", JOURNEY))
 
 # %% [markdown]

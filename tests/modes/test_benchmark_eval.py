@@ -283,7 +283,7 @@ def test_a_model_that_does_not_answer(tmp_path, overrides, message):
 
 def test_a_checkpoint_whose_algorithm_does_not_answer(tmp_path, monkeypatch):
     model = small_model("algo=mdlm")
-    monkeypatch.setattr(benchmark_eval, "open_checkpoint", lambda cfg: (model, cfg))
+    monkeypatch.setattr(benchmark_eval, "open_to_answer", lambda cfg: (model, cfg))
     with pytest.raises(ConfigError, match="algo=mdlm: does not answer prompts"):
         run(compose_config(*gym("eval.checkpoint_path=a.ckpt"), run_dir=tmp_path))
 

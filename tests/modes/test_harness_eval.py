@@ -142,9 +142,9 @@ class Answers:
 def test_a_checkpoint_answers_by_its_algorithm(tmp_path, monkeypatch):
     expected = run(configured(tmp_path))
     cfg = configured(tmp_path, f"eval.checkpoint_path={tmp_path}/a.ckpt")
-    monkeypatch.setattr(harness_eval, "open_checkpoint", lambda cfg: (Answers(), cfg))
+    monkeypatch.setattr(harness_eval, "open_to_answer", lambda cfg: (Answers(), cfg))
     assert run(cfg) == pytest.approx(expected)
-    monkeypatch.setattr(harness_eval, "open_checkpoint", lambda cfg: (object(), cfg))
+    monkeypatch.setattr(harness_eval, "open_to_answer", lambda cfg: (object(), cfg))
     with pytest.raises(ConfigError, match=r"a\.ckpt: algo=mdlm cannot answer prompts; allowed"):
         run(cfg)
 

@@ -1,4 +1,4 @@
-"""Hydra finds and merges the same files once: a hundredth of a second instead of a sixth."""
+"""Hydra reads, finds and merges the same files once: a twentieth of a second instead of a fifth."""
 
 import copy
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
 from omegaconf import DictConfig
 
-from tests.support import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
+_load = ConfigRepository.load_config
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
+_loaded: dict[tuple, Any] = {}
 _lists: dict[tuple, DefaultsList] = {}
 _merged: dict[tuple, DictConfig] = {}
 
@@ -28,9 +30,20 @@ def remembering() -> Iterator[None]:
     copy. Files elsewhere are read each time.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", _load_of)
         patch.setattr(config_loader_impl, "create_defaults_list", _list_of)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_of)
         yield
+
+
+def _load_of(self: ConfigRepository, config_path: str) -> Any:
+    places = _places(self)
+    if places is None:
+        return _load(self, config_path)
+    key = (places, config_path)
+    if key not in _loaded:
+        _loaded[key] = _load(self, config_path)
+    return copy.deepcopy(_loaded[key])
 
 
 def _list_of(

@@ -15,6 +15,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from tests.quick_hydra import remembering
+
 ROOT = Path(__file__).resolve().parents[1]
 # Data that is measured on but no part of the project.
 SHARED = Path(os.environ.get("PALIMPSEST_SHARED", ROOT.parent / "shared"))
@@ -44,21 +46,26 @@ def compose_config(*overrides: str, run_dir: Path | str = "outputs/test") -> Dic
     """The configuration that `main.py` would compose, with a fixed run folder.
 
     As Hydra does it: the files of the chosen options make a configuration, and values change it.
-    The former takes a sixth of a second, and is kept; the latter a hundredth.
+    The former takes a tenth of a second or two, and is kept; the latter a hundredth.
     """
     given = [f"paths.run_dir={run_dir}", *overrides]
     values = [text for text in given if not _chooses_a_file(text)]
-    cfg = copy.deepcopy(plainly_composed(*(text for text in given if _chooses_a_file(text))))
+    cfg = copy.deepcopy(_chosen(*(text for text in given if _chooses_a_file(text))))
     parsed = OverridesParser.create().parse_overrides(values)
     ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
     return cfg
 
 
-@functools.lru_cache(maxsize=512)
 def plainly_composed(*overrides: str) -> DictConfig:
-    """The configuration that Hydra composes; not to be changed."""
+    """The configuration that Hydra composes."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("config", list(overrides))
+
+
+@functools.lru_cache(maxsize=512)
+def _chosen(*overrides: str) -> DictConfig:
+    with remembering():
+        return plainly_composed(*overrides)
 
 
 def _chooses_a_file(override: str) -> bool:

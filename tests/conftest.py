@@ -9,21 +9,26 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import omegaconf
 import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
+from omegaconf.grammar_parser import parse
 
 torch.set_num_threads(1)
 # To wait for the disk proves nothing here: what is written outlives a killed process, and no test
 # cuts the power. Tests of what is written through, and when, put their own in its place.
 os.fsync = lambda descriptor: None
+# The same few interpolations are parsed over and over.
+omegaconf.base.parse = omegaconf._utils.parse = functools.lru_cache(maxsize=10_000)(parse)
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("palimpsest", deadline=None)
 settings.load_profile("palimpsest")

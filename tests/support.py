@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from tests.quick_hydra import remembering
@@ -51,8 +52,7 @@ def compose_config(*overrides: str, run_dir: Path | str = "outputs/test") -> Dic
     given = [f"paths.run_dir={run_dir}", *overrides]
     values = [text for text in given if not _chooses_a_file(text)]
     cfg = copy.deepcopy(_chosen(*(text for text in given if _chooses_a_file(text))))
-    parsed = OverridesParser.create().parse_overrides(values)
-    ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+    ConfigLoaderImpl._apply_overrides_to_config([_parsed(text) for text in values], cfg)
     return cfg
 
 
@@ -66,6 +66,11 @@ def plainly_composed(*overrides: str) -> DictConfig:
 def _chosen(*overrides: str) -> DictConfig:
     with remembering():
         return plainly_composed(*overrides)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _chooses_a_file(override: str) -> bool:

@@ -4,6 +4,7 @@ Most keys have the same name; what differs is written down in the tables here. V
 if they are of the kind that our default has, so nothing but numbers, flags and names comes in.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -99,6 +100,13 @@ def convert_config(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 def _defaults(algorithm: str, schedule: str, data: str) -> dict[str, Any]:
     """Our configuration with these choices, without the sections of a run's own folder."""
+    plain: Any = OmegaConf.to_container(_composed(algorithm, schedule, data), resolve=True)
+    del plain["paths"]
+    return plain
+
+
+@functools.cache
+def _composed(algorithm: str, schedule: str, data: str) -> DictConfig:
     folder = ROOT / "configs"
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
@@ -112,9 +120,7 @@ def _defaults(algorithm: str, schedule: str, data: str) -> dict[str, Any]:
     for section in ("defaults", "hydra", "checkpointing", "eval"):
         del config[section]
     del config.paths.run_dir
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    del plain["paths"]
-    return plain
+    return config
 
 
 def _choice(theirs: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:

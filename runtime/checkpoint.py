@@ -177,6 +177,7 @@ def _versions() -> dict[str, str | None]:
     }
 
 
+@functools.cache  # every checkpoint asks
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import omegaconf
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import settings
 from omegaconf.grammar_parser import parse
 
-torch.set_num_threads(1)
 # To wait for the disk proves nothing here: what is written outlives a killed process, and no test
 # cuts the power. Tests of what is written through, and when, put their own in its place.
 os.fsync = lambda descriptor: None

@@ -28,6 +28,9 @@ To pick the most probable candidate, log p0 has to come out, up to a constant of
     e  always: what is sure to be proposed has no density q to divide by. log q of the beam would
        come out as a factor of p0, and not log p0/q_T, which `binary` is meant to give.
 
+All of this is of candidates as they are drawn. With `bon.rounds` above 1 those of later rounds are
+refined, and no draws of q: `ranking` on samples is then no exact ratio, the other two are refused.
+
 Nothing is refused at alpha = 0. The weight stays free where l + alpha s is right: 1 is exact for
 a perfect scorer; a weak one deserves less. With masked copies or distinct draws gamma s lies
 between log p0/q_T and log p0, and deserves more. So alpha has to be swept on held-out blocks for

@@ -116,7 +116,7 @@ def answer(
     target: CausalTarget, prompts: list[list[int]], options: argparse.Namespace,
     refinement: Refinement, best_of: BestOf | None, scores: object,
 ) -> tuple[list[list[int]], float]:  # fmt: skip
-    """Answers with the exact cache, and the mean number of passes of one."""
+    """Answers with the exact cache, and the mean number of passes over blocks of one."""
     settings = GenerationSettings(max_new_tokens=options.new, stop_ids=())
     generator = RefineGenerator(
         target, settings, options.block_size, refinement, options.batch, best_of=best_of,
@@ -124,7 +124,10 @@ def answer(
     )  # fmt: skip
     requests = [GenerationRequest(str(n), prompt_ids=p) for n, p in enumerate(prompts)]
     results = {r.id: r for r in generator.generate(requests)}
-    passes = sum(r.work["nfe"] for r in results.values() if r.work) / len(results)
+    # One more reads the whole blocks of a prompt.
+    prompt_passes = sum(len(prompt) >= options.block_size for prompt in prompts)
+    nfe = sum(r.work["nfe"] for r in results.values() if r.work)
+    passes = (nfe - prompt_passes) / len(results)
     return [results[r.id].token_ids or [] for r in requests], passes
 
 

@@ -1,6 +1,6 @@
 """Hydra reads, finds and merges the same files once: a twentieth of a second instead of a fifth."""
 
-import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 _load = ConfigRepository.load_config
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
-_loaded: dict[tuple, Any] = {}
+# Pickled, because that makes a copy in a sixth of the time of a deep copy.
+_loaded: dict[tuple, bytes] = {}
+_merged: dict[tuple, bytes] = {}
 _lists: dict[tuple, DefaultsList] = {}
-_merged: dict[tuple, DictConfig] = {}
 
 
 @contextmanager
@@ -42,8 +43,8 @@ def _load_of(self: ConfigRepository, config_path: str) -> Any:
         return _load(self, config_path)
     key = (places, config_path)
     if key not in _loaded:
-        _loaded[key] = _load(self, config_path)
-    return copy.deepcopy(_loaded[key])
+        _loaded[key] = pickle.dumps(_load(self, config_path))
+    return pickle.loads(_loaded[key])
 
 
 def _list_of(
@@ -67,8 +68,8 @@ def _merge_of(self: ConfigLoaderImpl, defaults: list, repo: Any) -> DictConfig:
         return _merge(self, defaults, repo)
     key = (places, repr(defaults))
     if key not in _merged:
-        _merged[key] = _merge(self, defaults, repo)
-    return copy.deepcopy(_merged[key])
+        _merged[key] = pickle.dumps(_merge(self, defaults, repo))
+    return pickle.loads(_merged[key])
 
 
 def _places(repo: Any) -> tuple[str, ...] | None:

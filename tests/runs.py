@@ -1,5 +1,6 @@
 """Whole runs of the real algorithms on a few lines of text: half a second each."""
 
+import functools
 import os
 import random
 import runpy
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities import registry
 from omegaconf import DictConfig
 
 from algorithm import LossTerms
@@ -61,6 +63,8 @@ def _curves(run_dir: Path) -> Path | None:
 
 
 train.plot_curves = _curves
+# Each trainer looks through all installed packages for callbacks.
+registry.entry_points = functools.cache(registry.entry_points)
 
 
 def write_corpus(folder: Path, lines: int = 52, seed: int = 0) -> Path:

@@ -101,7 +101,7 @@ def test_no_handler_is_left_after_a_failed_run(tmp_path):
 
 def start(run_dir: Path, *overrides: str) -> Fork:
     """Start a slow toy run, and wait until it has logged its second step."""
-    arguments = (*TOY, f"paths.run_dir={run_dir}", "mode.pause=0.05", *overrides)
+    arguments = (*TOY, f"paths.run_dir={run_dir}", "mode.pause=0.1", *overrides)
     process = start_main(*arguments, said=run_dir / "said.txt")
     table, deadline = run_dir / "metrics.csv", time.monotonic() + 90
     while not (table.is_file() and len(read_metrics(table)) >= 2):

@@ -200,7 +200,7 @@ def test_killed_and_restarted_is_identical(tmp_path, call, processes):
     done = call(*toy_run(tmp_path, unbroken))
     assert done.returncode == 0, done.stderr
     # The pause lets the kill fall between parts.
-    slow = ("data.parse.pause=0.1", f"data.parse.num_processes={processes}")
+    slow = ("data.parse.pause=0.3", f"data.parse.num_processes={processes}")
     process = start_main(*toy_run(tmp_path, broken, *slow), said=tmp_path / "said.txt")
     deadline = time.monotonic() + 90
     while len(list(broken.rglob("part-*.arrow"))) < 3:

@@ -28,11 +28,6 @@ EXPECTED = {
     "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
 }
 TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
-# A kernel of its own takes a quarter of a minute; the script of every notebook runs by default.
-KERNELS = [
-    name if name == "speculative_block" else pytest.param(name, marks=pytest.mark.slow)
-    for name in TWINS
-]
 LARGEST_NOTEBOOK = 200_000  # bytes: outputs are not kept
 
 
@@ -98,7 +93,8 @@ def test_script_runs(name, folder, checkpoints, tmp_path):
     assert done.output().splitlines()[-1] == f"pictures: {pictures}"
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.slow  # the script of every notebook, which has the same cells, runs by default
+@pytest.mark.parametrize("name", TWINS)
 def test_notebook_runs_from_its_folder(name, checkpoints, monkeypatch):
     monkeypatch.setenv("CHECKPOINT", str(checkpoints[name]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,10 +1,11 @@
 """Acceptance told by servers, against small ones that answer in the documented formats."""
 
+import importlib
 import json
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from evaluation.server_counters import Counters, acceptance_of_counters, parse_c
 from models.tiny_causal import byte_tokenizer
 from modes import acceptance_eval, acceptance_table
 from runtime.errors import ConfigError
+from tests.forks import Fork
 from tests.support import ROOT, compose_config
 
 # Two engines, as vLLM writes them; other metrics and comments between.
@@ -364,12 +366,18 @@ def test_the_key_comes_from_the_environment_and_no_password_from_the_address(ser
     assert "secret" not in str(stop.value)
 
 
-def test_no_part_of_a_measurement_needs_httpx():
+def import_without_httpx():
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if Path(path).is_relative_to(ROOT) and "site-packages" not in path:
+            del sys.modules[name]
+    sys.modules["httpx"] = None
+    for name in ("evaluation.server_acceptance", "modes.acceptance_eval", "modes.acceptance_table",
+                 "modes.regenerate", "decoding.server"):  # fmt: skip
+        importlib.import_module(name)
+
+
+def test_no_part_of_a_measurement_needs_httpx(tmp_path):
     """It is not among the requirements; `httpx2` is."""
-    code = (
-        "import sys; sys.modules['httpx'] = None\n"
-        "import evaluation.server_acceptance, modes.acceptance_eval, modes.acceptance_table\n"
-        "import modes.regenerate, decoding.server"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    child = Fork(import_without_httpx, tmp_path / "said.txt")
+    assert child.wait() == 0, child.errors()

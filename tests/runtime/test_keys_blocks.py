@@ -63,7 +63,10 @@ def test_wrong(overrides, given, allowed):
 
 @pytest.mark.parametrize("overrides", RIGHT)
 def test_right(overrides):
-    validate(composed(*overrides))
+    cfg = composed(*overrides)
+    accepted = cfg.copy()
+    validate(accepted)
+    assert accepted == cfg, "nothing is put in place of what was given"
 
 
 def test_a_class_of_ones_own_has_options_of_its_own():
@@ -76,7 +79,13 @@ def test_a_class_of_ones_own_has_options_of_its_own():
     cfg.bon.proposal = OmegaConf.create(
         {"_target_": "decoding.candidates_of_mine.Tree", "temperature": {"start": 1}, "tries": None}
     )
-    validate(cfg)
+    accepted = cfg.copy()
+    validate(accepted)
+    assert accepted == cfg
+    # Of our own class they are typed.
+    cfg.refine.commit._target_ = "decoding.commit.PrefixThreshold"
+    with pytest.raises(ConfigError, match=r"refine\.commit\.threshold="):
+        validate(cfg)
 
 
 def test_the_texts_are_those_of_the_objective():

@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithm import Likelihood, LossTerms
-from objectives.block_layout import block_layout
-from objectives.likelihood import head_cross_entropy, masked_cross_entropy, row_sums
-from pretrained import PretrainedAlgorithm
-
-_LOGIT_ROWS = 2048  # rows of fp32 logits alive at a time where no gradient is wanted
+from algorithm import LossTerms
+from causal import CausalAlgorithm
+from objectives.likelihood import head_cross_entropy, row_sums
 
 
-class SupervisedFinetune(PretrainedAlgorithm):
+class SupervisedFinetune(CausalAlgorithm):
     """Next-token cross-entropy of the answers (algo=sft_raw)."""
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
@@ -29,37 +26,6 @@ class SupervisedFinetune(PretrainedAlgorithm):
             "_no_bias_V", torch.zeros(len(self.backbone.head_VD)), persistent=False
         )
         self._no_bias_V: Tensor
-
-    @property
-    def is_exact(self) -> bool:
-        """Nothing is drawn."""
-        return True
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict:
-        """Find what is predicted on the host; a device would have to be waited for."""
-        batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        ids_BL, segment_BL, response_BL = (
-            batch[name] for name in ("input_ids", "segment", "response")
-        )
-        # Text in blocks of one token is causal.
-        batch["layout"] = block_layout(ids_BL, segment_BL, response_BL, 1)
-        follows_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
-        same_BL = segment_BL[:, 1:] == segment_BL[:, :-1]
-        follows_BL[:, :-1] = (response_BL[:, 1:] == 1) & same_BL & (segment_BL[:, 1:] >= 0)
-        batch["place"] = follows_BL.flatten().nonzero()[:, 0]
-        return batch
-
-    def predicting(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Hidden states [P, D] of the places whose next token is one to write, and the places [P]
-        of the flattened [B, L]."""
-        if "layout" not in batch:
-            batch = self.on_before_batch_transfer(batch, 0)
-        ids_BL, layout, place_P = batch["input_ids"], batch["layout"], batch["place"]
-        length = ids_BL.shape[1]
-        attention = self.backbone.attention(layout.start_BN, layout.stop_BN, length, 1)
-        hidden_BLD, _ = self.backbone.read(ids_BL, layout.position_BL, attention)
-        assert hidden_BLD is not None, "all of the last layer was asked for"
-        return hidden_BLD.flatten(0, 1)[place_P], place_P
 
     def loss_terms(self, batch: dict[str, Any]) -> LossTerms:
         """Cross-entropy of all answers' tokens, as a sum."""
@@ -72,19 +38,3 @@ class SupervisedFinetune(PretrainedAlgorithm):
         row_P = place_P // batch["input_ids"].shape[1]
         rows_B = row_sums(loss_P, row_P, len(batch["index"]))
         return LossTerms(loss, weight_P.sum(), rows_B)
-
-    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
-        """-log p of the answers of every row, exact (the first token of a text without a prompt
-        has nothing before it and is not counted)."""
-        hidden_PD, place_P = self.predicting(batch)
-        targets = batch["input_ids"].flatten()[place_P + 1].split(_LOGIT_ROWS)
-        parts = zip(hidden_PD.split(_LOGIT_ROWS), targets, strict=True)
-        nll_P = torch.cat(
-            [
-                masked_cross_entropy(self.backbone.logits(part), target, self.special.mask)
-                for part, target in parts
-            ]
-        )
-        row_P, rows = place_P // batch["input_ids"].shape[1], len(batch["index"])
-        count_B = row_sums(torch.ones_like(nll_P), row_P, rows)
-        return Likelihood(row_sums(nll_P, row_P, rows), count_B)

@@ -1,6 +1,7 @@
 """A target of random weights, made in a moment and the same everywhere: for tests and trials."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -41,6 +42,7 @@ def tiny_causal(
     mask_token: int | str = "<|mask|>",
     dtype: str = "float32",
     attn_implementation: str = "sdpa",
+    extra_tokens: Sequence[str] = (),
     name: str = "tiny_causal",
 ) -> CausalTarget:
     """A Qwen3 of random weights with a tokenizer of bytes: 260 ids, any text has tokens.
@@ -57,9 +59,14 @@ def tiny_causal(
         mask_token: id or token.
         dtype: float32, bfloat16, float16 or float64, in which the weights are held.
         attn_implementation: the attention of `transformers`.
+        extra_tokens: texts that shall be one token each, "<think>" say; they are no special ones,
+            so a decoded text shows them.
         name: what to call it.
+
+    Raises:
+        ValueError: an extra token that is empty or is a token already.
     """
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(extra_tokens)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -99,14 +106,20 @@ def tiny_causal(
     )
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Four special tokens, then the 256 bytes; text comes back from its tokens as it was."""
+def byte_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Four special tokens, the 256 bytes, then the extra ones; text comes back from its tokens as
+    it was."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: place for place, token in enumerate((*SPECIALS, *alphabet))}
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    known = {*vocabulary}
+    for token in extra_tokens:
+        if not token or token in known:
+            raise ValueError(f"model.extra_tokens={token!r}: allowed texts that are no token yet")
+        known.add(token)
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -115,3 +128,5 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
+    tokenizer.add_tokens(list(extra_tokens))
+    return tokenizer

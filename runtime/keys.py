@@ -152,6 +152,7 @@ KEYS: tuple[Key, ...] = (
     number("model.dropout", "[0, 1)", **_OPTIONAL),
     choice("model.attn_backend", *ATTENTION, **_OPTIONAL),
     flag("model.compile", **_OPTIONAL),
+    Key("model.extra_tokens", is_names, "a list of texts", optional=True),
     # training
     flag("training.resample"),
     text("training.from_pretrained", **_NULLABLE),

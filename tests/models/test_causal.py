@@ -230,3 +230,18 @@ def test_the_configuration_builds_it():
     target = instantiate(compose_config("model=tiny_causal", "model.num_hidden_layers=2").model)
     assert (target.name, target.length, target.mask_token_id) == ("tiny_causal", 128, 3)
     assert target.fingerprint == tiny_causal(num_hidden_layers=2).fingerprint
+
+
+def test_extra_tokens_are_one_token_each_and_stay_in_the_text():
+    plain = tiny_causal().tokenizer
+    target = tiny_causal(extra_tokens=["<think>", "</think>"])
+    ids = target.tokenizer.encode("a<think> b</think>c")
+    assert ids[1] == len(plain) and ids[4] == len(plain) + 1 and len(ids) == 6
+    assert target.tokenizer.decode(ids, skip_special_tokens=True) == "a<think> b</think>c"
+    assert len(target.embedding_VD) == len(plain) + 2
+
+
+@pytest.mark.parametrize("tokens", [[""], ["<|mask|>"], ["<think>", "<think>"]])
+def test_an_extra_token_that_is_none_is_refused(tokens):
+    with pytest.raises(ValueError, match="extra_tokens"):
+        tiny_causal(extra_tokens=tokens)

@@ -21,6 +21,7 @@ from runtime.key_kinds import (
     text,
 )
 from runtime.keys_blocks import BLOCK_KEYS
+from runtime.keys_thinking import THINKING_KEYS
 
 # Of a file's sequences: longer than any that a network here was trained on.
 MAX_LENGTH = 2**20
@@ -136,6 +137,7 @@ KEYS: tuple[Key, ...] = (
     Key("algo.clip_search_widths", is_widths, "a list of numbers in [0.01, 1)", optional=True),
     number("algo.clip_search_delta", "(0, 1)", **_OPTIONAL),
     *BLOCK_KEYS,
+    *THINKING_KEYS,
     choice("mode.blocks", "checkpoint", "data", **_OPTIONAL),
     # token weights
     number("masking.mix_alpha", "[0, 1]", **_OPTIONAL),

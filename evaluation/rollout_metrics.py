@@ -208,9 +208,8 @@ def _worsened(metrics: Metrics, baseline: Metrics, limit: float) -> list[str]:
     name = "near_zero_group_rate"
     if name not in baseline or metrics[name] - baseline[name] <= limit:
         return []
-    return [
-        f"{name}={metrics[name]:.4f}: {baseline[name]:.4f} before training, more than {limit:g} worse"
-    ]
+    before = f"{baseline[name]:.4f} before training"
+    return [f"{name}={metrics[name]:.4f}: {before}, more than {limit:g} worse"]
 
 
 def _is_collapsed(metrics: Metrics) -> bool:

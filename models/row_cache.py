@@ -47,22 +47,23 @@ class RowCache(Cache):
         """Tokens of every row in use."""
         return self._rows.lengths
 
-    def admit(self, entering: Cache, lengths: Sequence[int]) -> None:
+    def admit(self, entering: Cache, lengths: Sequence[int], copies: int = 1) -> None:
         """Append rows.
 
         Args:
             entering: their keys and values, of a pass over prompts padded on the right.
             lengths: tokens of every row without the padding.
+            copies: how often each of them enters, side by side: answers that share a prompt.
         """
         first = len(self.lengths)
-        assert first + len(lengths) <= self.num_rows, "no room for these rows"
+        assert first + copies * len(lengths) <= self.num_rows, "no room for these rows"
         for store, source in zip(self._stores, entering.layers, strict=True):
             assert isinstance(source, CacheLayerMixin), "a layer of attention"
             assert source.keys is not None and source.values is not None, "the pass was made"
             assert source.keys.shape[2] >= max(lengths), "a layer that forgets nothing"
-            store.enter(first, source.keys, source.values)
+            store.enter(first, source.keys, source.values, copies)
             self._rows.lengths_B = self._rows.lengths_B.to(source.keys.device)
-        self._rows.set([*self.lengths, *lengths])
+        self._rows.set([*self.lengths, *(length for length in lengths for _ in range(copies))])
 
     def begin(self, rows: int, device: torch.device) -> None:
         """Append rows without tokens."""
@@ -141,13 +142,14 @@ class _RowLayer(CacheLayerMixin):
         super().__init__()
         self._rows, self._num_rows = rows, num_rows
 
-    def enter(self, first: int, keys_PHSK: Tensor, values_PHSK: Tensor) -> None:
-        """Write rows that were read elsewhere, from row `first` on."""
+    def enter(self, first: int, keys_PHSK: Tensor, values_PHSK: Tensor, copies: int) -> None:
+        """Write rows that were read elsewhere, from row `first` on, each of them `copies` times."""
         rows, _, width, _ = keys_PHSK.shape
         self._reserve(width, keys_PHSK, values_PHSK)
         assert self.keys is not None and self.values is not None
-        self.keys[first : first + rows, :, :width] = keys_PHSK
-        self.values[first : first + rows, :, :width] = values_PHSK
+        for store, entering in ((self.keys, keys_PHSK), (self.values, values_PHSK)):
+            places = store[first : first + rows * copies, :, :width]
+            places.unflatten(0, (rows, copies)).copy_(entering[:, None])
 
     def move(self, sources: list[int], places: list[int], length: int) -> None:
         """Copy the first `length` tokens of some rows to other places, all at once."""
@@ -210,7 +212,9 @@ def _wider(old: Tensor | None, like: Tensor, num_rows: int, capacity: int) -> Te
     return new
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache) -> Tensor:
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: RowCache, copies: int = 1
+) -> Tensor:
     """Read prompts, whose rows enter the cache; what the head reads behind each of them, [P, D].
 
     Padding stands on the right, where no token of a prompt looks.
@@ -223,6 +227,6 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: Row
     hidden_PSD = model.base_model(
         input_ids=ids_PS.to(model.device), past_key_values=fresh, use_cache=True
     ).last_hidden_state
-    cache.admit(fresh, lengths)
+    cache.admit(fresh, lengths, copies)
     row_P = torch.arange(len(prompts), device=model.device)
     return hidden_PSD[row_P, torch.tensor(lengths, device=model.device) - 1]

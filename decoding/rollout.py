@@ -1,0 +1,412 @@
+"""Thoughts and what follows them, in two stages with a boundary that is inserted from outside.
+
+    prefix <think> | thought, at most T tokens | </think> | suffix, at most S tokens
+                     sampled                     inserted   sampled
+
+A thought that does not end by itself is ended, so every sample has a suffix to judge. All samples
+of a prefix share what was read of it: it is read once, and its keys and values enter the cache as
+many times as there are samples. Rows go on at their own pace, each leaves when it is done, and the
+next prefix takes their places.
+
+Legend: B rows being decoded, Q tokens a pass reads of each, V vocabulary, D hidden size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from decoding.categorical import invert, keyed_uniform64, nucleus
+from decoding.generate import request_key
+from models.row_cache import RowCache, prefill
+
+# Sets these draws apart from others with the same seed.
+_STREAM = 0x726F6C6C
+_WORD = 1 << 64
+_THOUGHT, _SUFFIX = "thought", "suffix"
+
+
+@dataclass
+class Rollout:
+    """One sample.
+
+    Attributes:
+        prefix_id: of the prefix.
+        k: number of the sample.
+        prompt_ids: the prefix and the opening delimiter.
+        thought_ids: as sampled, without the closing delimiter.
+        boundary_ids: the closing delimiter; empty in a sample without a thought.
+        suffix_ids: as sampled, its end token included if there is one.
+        thought_logprobs: in nats, under the distribution that was sampled from (tempered, cut to
+            its nucleus); one more than `thought_ids` if the model closed the thought itself, which
+            is a choice of its own. None: the thought was given.
+        suffix_logprobs: the same of the suffix.
+        thought_finish: "stop" (the closing delimiter, or an end token) or "length".
+        suffix_finish: the same of the suffix.
+        closed_autonomously: the model wrote the closing delimiter itself.
+    """
+
+    prefix_id: str
+    k: int
+    prompt_ids: list[int]
+    thought_ids: list[int]
+    boundary_ids: list[int]
+    suffix_ids: list[int]
+    thought_logprobs: list[float] | None
+    suffix_logprobs: list[float] | None
+    thought_finish: str
+    suffix_finish: str
+    closed_autonomously: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Rollout":
+        """Of `to_row`; other fields of the row are left aside."""
+        return cls(**{name: row[name] for name in (one.name for one in fields(cls))})
+
+    @property
+    def sampled_ids(self) -> list[int]:
+        """All tokens behind the prompt."""
+        return [*self.thought_ids, *self.boundary_ids, *self.suffix_ids]
+
+    @property
+    def is_scored(self) -> list[bool]:
+        """Which of `sampled_ids` the model chose; a boundary only where it wrote it itself."""
+        chosen = [self.thought_logprobs is not None] * len(self.thought_ids)
+        return [
+            *chosen,
+            *[self.closed_autonomously] * len(self.boundary_ids),
+            *[True] * len(self.suffix_ids),
+        ]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Of the tokens that `is_scored` names, in order."""
+        return [*(self.thought_logprobs or []), *(self.suffix_logprobs or [])]
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of thought and suffix, without the boundary."""
+        return len(self.thought_ids) + len(self.suffix_ids)
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How to sample.
+
+    Attributes:
+        open_id, close_id: the delimiters of a thought.
+        stop_ids: tokens that end a suffix, or a thought before its delimiter.
+        thought_tokens: limit of a thought; 0 closes it at once.
+        suffix_tokens: limit of a suffix.
+        temperature: above 0.
+        top_p: draw from the most probable tokens up to this mass.
+        seed: of the draws, which depend on it, the ids of prefixes and the numbers of samples.
+        rows: samples that decode together; at least those of one prefix do.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    open_id: int
+    close_id: int
+    stop_ids: tuple[int, ...]
+    thought_tokens: int = 48
+    suffix_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        checks = {
+            "thought_tokens": (self.thought_tokens >= 0, "an integer >= 0"),
+            "suffix_tokens": (self.suffix_tokens >= 1, "an integer >= 1"),
+            "temperature": (self.temperature > 0.0, "a number in (0, inf)"),
+            "top_p": (0.0 < self.top_p <= 1.0, "a number in (0, 1]"),
+            "rows": (self.rows >= 1, "an integer >= 1"),
+        }
+        for name, (good, allowed) in checks.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)}: allowed {allowed}")
+
+
+@dataclass
+class _Row:
+    """A sample in the making; `pending` are the tokens that the next pass reads."""
+
+    prefix_id: str
+    k: int
+    prompt: list[int]
+    boundary: list[int]
+    stage: str = _THOUGHT
+    given: bool = False
+    pending: list[int] = field(default_factory=list)
+    thought: list[int] = field(default_factory=list)
+    suffix: list[int] = field(default_factory=list)
+    logprobs: dict[str, list[float]] = field(default_factory=lambda: {_THOUGHT: [], _SUFFIX: []})
+    closed: bool = False
+    finish: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.key = request_key(f"{self.prefix_id}/{self.k}")
+
+    @property
+    def known(self) -> list[int]:
+        """What is known before anything is drawn."""
+        return [*self.prompt, *self.thought, *self.boundary] if self.given else self.prompt
+
+    def next_key(self) -> int:
+        """The number that the next draw depends on: whose it is, and how many came before."""
+        drawn = len(self.logprobs[_THOUGHT]) + len(self.logprobs[_SUFFIX])
+        word = (self.key + drawn) % _WORD
+        return word - _WORD if word >= _WORD // 2 else word
+
+    def rollout(self) -> Rollout:
+        """What has become of it."""
+        return Rollout(
+            self.prefix_id, self.k, self.prompt, self.thought, self.boundary, self.suffix,
+            None if self.given else self.logprobs[_THOUGHT], self.logprobs[_SUFFIX],
+            self.finish[_THOUGHT], self.finish[_SUFFIX], self.closed,
+        )  # fmt: skip
+
+
+class LocalRollouts:
+    """Samples from a model in this process.
+
+    Args:
+        model: as decoding wants it (`CausalTarget.decoding_model`).
+        settings: how to sample.
+        forbidden_V: tokens that are never drawn, whatever their logits.
+        max_positions: longest sequence of the model, prompt and sample together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: RolloutSettings,
+        forbidden_V: Bool[Tensor, " V"] | None = None,
+        max_positions: int | None = None,
+    ) -> None:
+        self.model, self.settings, self.forbidden_V = model, settings, forbidden_V
+        self.head = model.get_output_embeddings()
+        self.max_positions = max_positions or model.config.max_position_embeddings
+
+    def sample(self, prompts: Sequence[tuple[str, Sequence[int]]], samples: int) -> list[Rollout]:
+        """`samples` rollouts of every prompt, in the order of the prompts, then of the samples.
+
+        Args:
+            prompts: id and tokens of every prefix, its opening delimiter included.
+            samples: of each.
+
+        Raises:
+            ValueError: a prompt that is empty, too long, or does not end with the opening
+                delimiter.
+        """
+        boundary = [self.settings.close_id]
+        for prefix_id, prompt in prompts:
+            self._check(prefix_id, prompt, self.settings.thought_tokens + 1)
+            self._check_opened(prefix_id, prompt)
+        return self._run(
+            [
+                [_Row(prefix_id, k, list(prompt), boundary) for k in range(samples)]
+                for prefix_id, prompt in prompts
+            ]
+        )
+
+    def continuations(
+        self, prompts: Sequence[tuple[str, Sequence[int]]], samples: int
+    ) -> list[Rollout]:
+        """The same without thoughts: suffixes right behind the prompts, which are of any kind."""
+        for prefix_id, prompt in prompts:
+            self._check(prefix_id, prompt, 0)
+        return self._run(
+            [
+                [self._plain(prefix_id, k, prompt, [], []) for k in range(samples)]
+                for prefix_id, prompt in prompts
+            ]
+        )
+
+    def continue_thoughts(
+        self, prompts: Sequence[tuple[str, Sequence[int]]], thoughts: Sequence[Sequence[int]],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Rollout]:  # fmt: skip
+        """One suffix behind every prompt with a thought that is given and closed.
+
+        Args:
+            prompts: as of `sample`.
+            thoughts: tokens without delimiters, one for every prompt.
+            numbers: of the samples, which their draws depend on; all 0 where they are not given.
+        """
+        boundary, groups = [self.settings.close_id], []
+        numbers = [0] * len(prompts) if numbers is None else numbers
+        for (prefix_id, prompt), thought, k in zip(prompts, thoughts, numbers, strict=True):
+            self._check(prefix_id, prompt, len(thought) + 1)
+            self._check_opened(prefix_id, prompt)
+            groups.append([self._plain(prefix_id, k, prompt, thought, boundary)])
+        return self._run(groups)
+
+    def _plain(
+        self, prefix_id: str, k: int, prompt: Sequence[int], thought: Sequence[int],
+        boundary: list[int],
+    ) -> _Row:  # fmt: skip
+        """A row that begins with its suffix."""
+        row = _Row(prefix_id, k, list(prompt), boundary, _SUFFIX, given=True)
+        row.thought, row.finish[_THOUGHT] = list(thought), "stop"
+        return row
+
+    def _check(self, prefix_id: str, prompt: Sequence[int], between: int) -> None:
+        longest = self.max_positions - between - self.settings.suffix_tokens
+        if not 1 <= len(prompt) <= longest:
+            raise ValueError(
+                f"prefix {prefix_id!r}: {len(prompt)} tokens, and the model has room for"
+                f" {longest} beside thought and suffix; allowed 1 .. {longest}"
+            )
+
+    def _check_opened(self, prefix_id: str, prompt: Sequence[int]) -> None:
+        if prompt[-1] != self.settings.open_id:
+            raise ValueError(
+                f"prefix {prefix_id!r}: ends with token {prompt[-1]}; allowed: the opening"
+                f" delimiter, {self.settings.open_id}"
+            )
+
+    @torch.no_grad()
+    def _run(self, groups: Sequence[Sequence[_Row]]) -> list[Rollout]:
+        waiting = list(groups)
+        size = max(map(len, groups), default=1)
+        capacity = max(size, self.settings.rows)
+        cache = RowCache(self.model.config.num_hidden_layers, capacity)
+        rows: list[_Row] = []
+        while waiting or rows:
+            free = (capacity - len(rows)) // size
+            if waiting and free:
+                entering, waiting = waiting[:free], waiting[free:]
+                self._enter(entering, rows, cache)
+            else:
+                self._advance(rows, self._step(rows, cache))
+            # From the end, because a row that leaves is replaced by the last one.
+            for place in reversed(range(len(rows))):
+                if _SUFFIX in rows[place].finish:
+                    cache.drop(place)
+                    rows[place] = rows[-1]
+                    rows.pop()
+        return [row.rollout() for group in groups for row in group]
+
+    def _enter(self, entering: Sequence[Sequence[_Row]], rows: list[_Row], cache: RowCache) -> None:
+        """Read the prompts of groups, which all of their rows begin from."""
+        copies = len(entering[0])
+        last_PD = prefill(self.model, [group[0].known for group in entering], cache, copies)
+        fresh = [row for group in entering for row in group]
+        rows += fresh
+        logits_BV = self.head(last_PD).repeat_interleave(copies, dim=0)
+        if self.settings.thought_tokens == 0 and not fresh[0].given:
+            for row in fresh:
+                self._close(row, "length")
+            return
+        self._advance(fresh, logits_BV)
+
+    def _step(self, rows: Sequence[_Row], cache: RowCache) -> Float[Tensor, "B V"]:
+        """Read what is pending of every row; the logits behind it."""
+        counts = [len(row.pending) for row in rows]
+        queries, device = max(counts), self.model.device
+        ids_BQ = torch.tensor(
+            [row.pending + [0] * (queries - len(row.pending)) for row in rows], device=device
+        )
+        hidden_BQD = self.model.base_model(
+            input_ids=ids_BQ,
+            position_ids=cache.positions(queries),
+            attention_mask=cache.mask(queries, self.model.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        cache.commit(counts)
+        last_B = torch.tensor(counts, device=device) - 1
+        return self.head(hidden_BQD[torch.arange(len(rows), device=device), last_B])
+
+    def _advance(self, rows: Sequence[_Row], logits_BV: Float[Tensor, "B V"]) -> None:
+        """Draw the next token of every row, and see what follows from it."""
+        key_B = torch.tensor([row.next_key() for row in rows], device=logits_BV.device)
+        p_BV = sampling_distribution(
+            logits_BV, self.settings.temperature, self.settings.top_p, self.forbidden_V
+        )
+        uniform_B = keyed_uniform64((self.settings.seed, _STREAM), key_B, 1)[:, 0]
+        token_B = invert(p_BV, uniform_B)
+        logp_B = p_BV.gather(-1, token_B[:, None])[:, 0].log()
+        for row, token, logp in zip(rows, token_B.tolist(), logp_B.tolist(), strict=True):
+            row.logprobs[row.stage].append(logp)
+            self._follow(row, token)
+
+    def _follow(self, row: _Row, token: int) -> None:
+        settings = self.settings
+        if row.stage == _SUFFIX:
+            row.suffix.append(token)
+            row.pending = [token]
+            if token in settings.stop_ids:
+                row.finish[_SUFFIX] = "stop"
+            elif len(row.suffix) >= settings.suffix_tokens:
+                row.finish[_SUFFIX] = "length"
+            return
+        row.closed = token == settings.close_id
+        row.pending = [token]
+        if row.closed:
+            self._close(row, "stop")
+            return
+        row.thought.append(token)
+        if token in settings.stop_ids:
+            self._close(row, "stop")
+        elif len(row.thought) >= settings.thought_tokens:
+            self._close(row, "length")
+
+    def _close(self, row: _Row, finish: str) -> None:
+        """End the thought; what the model did not write itself is inserted."""
+        row.finish[_THOUGHT], row.stage = finish, _SUFFIX
+        if not row.closed:
+            row.pending = [*row.pending, *row.boundary]
+
+
+def sampling_distribution(
+    logits_BV: Float[Tensor, "B V"],
+    temperature: float,
+    top_p: float,
+    forbidden_V: Bool[Tensor, " V"] | None = None,
+) -> Float[Tensor, "B V"]:
+    """What is drawn from: softmax(logits / temperature) without forbidden tokens, cut to its
+    nucleus, in fp32, summing to one."""
+    logits_BV = logits_BV.float()
+    if forbidden_V is not None:
+        logits_BV = logits_BV.masked_fill(forbidden_V, -torch.inf)
+    p_BV = nucleus((logits_BV / temperature).softmax(-1), top_p)
+    return p_BV / p_BV.sum(-1, keepdim=True)
+
+
+def sequences(
+    rollouts: Iterable[Rollout], length: int
+) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"], Int[Tensor, "N L"]]:
+    """Rollouts as rows for a pass of training, padded on the right.
+
+    Returns:
+        tokens; document numbers (0, and -1 on padding); 1 where the model chose the token.
+
+    Raises:
+        ValueError: one that is longer than a row.
+    """
+    listed = list(rollouts)
+    shape = len(listed), length
+    ids_NL = torch.zeros(shape, dtype=torch.long)
+    segment_NL, chosen_NL = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
+    for row, rollout in enumerate(listed):
+        tokens = [*rollout.prompt_ids, *rollout.sampled_ids]
+        if len(tokens) > length:
+            raise ValueError(f"a rollout of {len(tokens)} tokens; allowed {length}")
+        ids_NL[row, : len(tokens)] = torch.tensor(tokens)
+        segment_NL[row, : len(tokens)] = 0
+        first = len(rollout.prompt_ids)
+        chosen_NL[row, first : len(tokens)] = torch.tensor(rollout.is_scored).long()
+    return ids_NL, segment_NL, chosen_NL

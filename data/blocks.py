@@ -1,6 +1,6 @@
 """What lies between documents and rows: token columns, and the count of what became of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,12 @@ class PackingReport:
     documents that have to end at a multiple of `data.align`.
     `documents_with_mask` are conversations in which the mask token occurs as text.
 
+    Documents that are cut in two (`data.prefix_suffix`, `data.thought_rows`) are left out where
+    they are too short for both parts (`short_documents`), have no place to be cut at
+    (`unmarked_documents`), or a beginning that leaves no room in a row (`long_documents`); their
+    tokens are among `dropped_tokens`. `rejected_documents` are those that a check refused, by its
+    reason.
+
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
     `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
     most characters with; a word without token is one whose characters the tokenizer dropped or
@@ -45,6 +51,10 @@ class PackingReport:
     unanswered_documents: int = 0
     fill_tokens: int = 0
     documents_with_mask: int = 0
+    short_documents: int = 0
+    unmarked_documents: int = 0
+    long_documents: int = 0
+    rejected_documents: dict[str, int] = field(default_factory=dict)
     tokens_of_words: int = 0
     tokens_without_word: int = 0
     tokens_of_several_words: int = 0
@@ -52,7 +62,13 @@ class PackingReport:
 
     def __str__(self) -> str:
         shown = {name: value for name, value in vars(self).items() if value or name in _ALWAYS}
+        reasons = shown.pop("rejected_documents", {})
+        shown |= {f"rejected ({reason})": count for reason, count in sorted(reasons.items())}
         return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in shown.items())
+
+    def reject(self, reason: str) -> None:
+        """Count a document that a check refused."""
+        self.rejected_documents[reason] = self.rejected_documents.get(reason, 0) + 1
 
 
 @dataclass(frozen=True)

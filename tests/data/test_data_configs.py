@@ -25,6 +25,8 @@ OPTIONAL = {
     "join",
     "documents_per_row",
     "align",
+    "chunking",
+    "end_suffix",
 }
 
 

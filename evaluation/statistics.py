@@ -50,14 +50,15 @@ class RatioEstimate(NamedTuple):
     high: float
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a rate (Wilson 1927).
 
     With p = successes / trials, n = trials and z the normal quantile its ends are
 
         (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
 
-    It stays within [0, 1] and keeps a width where no trial, or every trial, succeeds.
+    It stays within [0, 1] and keeps a width where no trial, or every trial, succeeds. A tie counts
+    as half a success.
 
     Raises:
         DataError: no trials, or successes outside 0 .. trials.

@@ -1,4 +1,4 @@
-"""What is judged of a continuation, and what a judge says: one text at a time, or two beside each other.
+"""What is judged of a continuation, and what a judge says: of one text, or of two side by side.
 
 A judge sees the prefix, the true continuation and the candidate, and never the thought that led
 there. What it does not understand or cannot answer is invalid, which is not the same as bad.
@@ -14,7 +14,7 @@ class Case:
     """One candidate to be scored.
 
     Attributes:
-        id: of the candidate; two cases that are judged together have two.
+        id: of the candidate, for whoever reads the judgement.
         prefix: the text before it.
         reference: how the text goes on in truth.
         candidate: how a model goes on.
@@ -44,7 +44,7 @@ class Pair:
     """Two candidates in the order in which they are shown.
 
     Attributes:
-        id: of the comparison; two pairs that are compared together have two.
+        id: of the comparison.
         prefix: the text before both.
         first, second: the candidates.
         reference: how the text goes on in truth, for a judge that reads it.
@@ -77,7 +77,7 @@ class ContinuationReward(Protocol):
         """One judgement per case, in order.
 
         Raises:
-            ValueError: cases that share an id, or a judge that cannot be reached.
+            ValueError: a judge that cannot be reached, or too much of what it says is invalid.
         """
         ...
 
@@ -93,7 +93,7 @@ class PairwiseJudge(Protocol):
         """One preference per pair, in order, each asked once and as it is shown.
 
         Raises:
-            ValueError: pairs that share an id, or a judge that cannot be reached.
+            ValueError: a judge that cannot be reached, or too much of what it says is invalid.
         """
         ...
 

@@ -31,6 +31,7 @@ ATTENTION = ("auto", "sdpa", "flex", "math")
 # moving average of the weights, the loss and validation need weights in fp32.
 PRECISIONS = ("32", "32-true", "64", "64-true", "bf16", "bf16-mixed")
 
+_FILES = "a .jsonl file, a glob or a list of them"
 _OPTIONAL = {"optional": True}
 _NULLABLE = {"nullable": True}
 
@@ -74,9 +75,12 @@ KEYS: tuple[Key, ...] = (
         nullable=True,
         optional=True,
     ),
-    Key("mode.input", is_texts, "a .jsonl file, a glob or a list of them", optional=True),
-    Key("mode.against", is_files, "a .jsonl file, a glob or a list of them", optional=True),
-    Key("mode.anchor_input", is_files, "a .jsonl file, a glob or a list of them", optional=True),
+    Key("mode.input", is_texts, _FILES, optional=True),
+    *(
+        Key("mode.against", is_files, _FILES, optional=True, of=mode)
+        for mode in ("modes.decontaminate", "modes.subtract")
+    ),
+    Key("mode.anchor_input", is_files, _FILES, optional=True),
     text("mode.output", **_OPTIONAL),
     flag("mode.within", **_OPTIONAL),
     integer("mode.ngram", 1, **_OPTIONAL),

@@ -1,11 +1,73 @@
 """The keys of thinking mid-training: its data, judges, `algo`, gate and reasoning evaluation."""
 
-from runtime.key_kinds import Key, choice, flag, integer, number, text
+from typing import Any
+
+from runtime.key_kinds import (
+    Key,
+    choice,
+    component,
+    flag,
+    integer,
+    is_names,
+    is_number,
+    number,
+    text,
+)
 
 _OPTIONAL = {"optional": True}
 _NULLABLE = {"nullable": True}
+_JUDGES = "rewards.judges"
+_CONTINUATION = {"of": "modes.continuation_eval", "optional": True}
+_LEVELS = ("token", "sequence")
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, dict) and value != {}
+
+
+def _is_pairs(value: Any) -> bool:
+    """A list of pairs of texts."""
+    return isinstance(value, list) and all(is_names(one) and len(one) == 2 for one in value)
+
+
+def is_shares(value: Any) -> bool:
+    """{NAME: SHARE, ...}"""
+    named = isinstance(value, dict) and value != {}
+    return named and all(is_number(part) and 0 <= part <= 1 for part in value.values())
+
 
 THINKING_KEYS: tuple[Key, ...] = (
+    # learning from samples
+    text("algo.arm", **_OPTIONAL, **_NULLABLE),
+    integer("algo.updates", 1, **_OPTIONAL),
+    integer("algo.samples", 1, **_OPTIONAL),
+    integer("algo.rows", 1, **_OPTIONAL),
+    integer("algo.rows_per_pass", 1, **_OPTIONAL),
+    integer("algo.samples_every", 0, **_OPTIONAL),
+    flag("algo.enforce_stop_conditions", **_OPTIONAL),
+    text("algo.open", **_OPTIONAL),
+    text("algo.close", **_OPTIONAL),
+    integer("algo.thought_tokens", 0, **_OPTIONAL),
+    integer("algo.suffix_tokens", 1, **_OPTIONAL),
+    number("algo.temperature", "(0, inf)", **_OPTIONAL),
+    number("algo.top_p", "(0, 1]", **_OPTIONAL),
+    choice("algo.sampling_mask", "match", "full", **_OPTIONAL),
+    choice("algo.advantage", "grpo", "dr_grpo", "rloo", **_OPTIONAL),
+    choice("algo.ratio", *_LEVELS, **_OPTIONAL),
+    choice("algo.aggregation", "sequence_mean", "constant", "token_mean", **_OPTIONAL),
+    number("algo.clip_low", "[0, 1)", **_OPTIONAL),
+    number("algo.clip_high", "[0, inf)", **_OPTIONAL),
+    number("algo.kl.coefficient", "[0, inf)", **_OPTIONAL),
+    choice("algo.kl.level", *_LEVELS, **_OPTIONAL),
+    flag("algo.kl.mixed_groups_only", **_OPTIONAL),
+    flag("algo.score_boundary", **_OPTIONAL),
+    Key("algo.reference", _is_options, "{kind:frozen}", nullable=True, optional=True),
+    choice("algo.reference.kind", "frozen", "periodic", "ema", **_OPTIONAL),
+    integer("algo.reference.every", 1, **_OPTIONAL),
+    number("algo.reference.decay", "[0, 1)", **_OPTIONAL),
+    Key("algo.correction", _is_options, "{level:token,cap:2.0}", nullable=True, optional=True),
+    choice("algo.correction.level", *_LEVELS, **_OPTIONAL),
+    number("algo.correction.cap", "(0, inf)", **_OPTIONAL),
     # supervised fine-tuning on thoughts
     number("algo.weights.text", "[0, inf)", **_OPTIONAL),
     number("algo.weights.thought", "[0, inf)", **_OPTIONAL),
@@ -22,4 +84,55 @@ THINKING_KEYS: tuple[Key, ...] = (
     integer("data.chunking.max_prefixes_per_doc", 1, **_OPTIONAL, **_NULLABLE),
     text("data.chunking.marker", **_OPTIONAL, **_NULLABLE),
     flag("data.end_suffix", **_OPTIONAL, **_NULLABLE),
+    # reasoning evaluation
+    Key(
+        "mode.arm",
+        lambda v: isinstance(v, str) and v not in ("", ".", "..") and "/" not in v,
+        "a text without /, the name of a folder",
+        nullable=True,
+        optional=True,
+    ),
+    integer("mode.samples", 1, **_OPTIONAL),
+    flag("mode.prefix_thought", **_OPTIONAL),
+    text("mode.open", **_OPTIONAL),
+    text("mode.close", **_OPTIONAL),
+    Key("mode.stop", is_names, "a list of texts", nullable=True, optional=True),
+    Key("mode.arms", is_names, "a list of arms", nullable=True, optional=True),
+    Key("mode.benchmarks", is_names, "a list of benchmarks", nullable=True, optional=True),
+    Key("mode.comparisons", _is_pairs, "[[RIGHT,LEFT],...]", nullable=True, optional=True),
+    # judges of continuations
+    component("judge"),
+    component("reward"),
+    *(
+        key
+        for group in ("judge", "reward")
+        for key in (
+            integer(f"{group}.repeats", 1, of=_JUDGES, **_OPTIONAL),
+            integer(f"{group}.max_characters", 1, of=_JUDGES, **_OPTIONAL),
+            text(f"{group}.cache", of=_JUDGES, **_OPTIONAL, **_NULLABLE),
+            number(f"{group}.max_invalid_rate", "[0, 1]", of=_JUDGES, **_OPTIONAL),
+            integer(f"{group}.window", 1, of=_JUDGES, **_OPTIONAL),
+            integer(f"{group}.max_failures", 1, of=_JUDGES, **_OPTIONAL),
+        )
+    ),
+    text("mode.against", of="modes.continuation_eval", **_OPTIONAL, **_NULLABLE),
+    choice(
+        "mode.protocol",
+        "both_orders",
+        "seed_random_swap",
+        of="modes.continuation_eval",
+        **_OPTIONAL,
+    ),
+    # texts with thoughts
+    choice("data.form", "interleaved", "raw", "prefixes", **_OPTIONAL),
+    text("data.open", **_OPTIONAL),
+    text("data.close", **_OPTIONAL),
+    text("data.share", **_OPTIONAL, **_NULLABLE),
+    Key("data.shares", is_shares, "{NAME: a number in [0, 1], ...}", optional=True),
+    integer("data.limits.min_thoughts", 0, **_OPTIONAL),
+    integer("data.limits.max_thoughts", 0, **_OPTIONAL, **_NULLABLE),
+    integer("data.limits.max_thought_words", 1, **_OPTIONAL, **_NULLABLE),
+    integer("data.limits.max_words", 1, **_OPTIONAL, **_NULLABLE),
+    integer("data.min_prefix", 1, **_OPTIONAL),
+    integer("data.min_suffix", 1, **_OPTIONAL),
 )

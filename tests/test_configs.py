@@ -19,12 +19,17 @@ NEEDED = {
     "audit": ["mode.run=somewhere"],
     "benchmark_table": ["mode.runs=somewhere", "mode.baseline=elsewhere"],
     "audit_labels": ["mode.input=rows.jsonl"],
+    "combined": [
+        f"reward.parts.{part}.backend.generator.model=a" for part in ("safety", "factuality")
+    ],
     "compare": ["mode.runs=somewhere"],
+    "continuation_eval": ["eval.checkpoint_path={ckpt}"],
     "decontaminate": ["mode.input=rows.jsonl", "mode.against=eval.jsonl"],
     "depth_eval": ["eval.checkpoint_path={ckpt}"],
     "export": ["eval.checkpoint_path={ckpt}"],
     "export_draft": ["eval.checkpoint_path={ckpt}"],
     "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
+    "judge_server": ["reward.backend.generator.model=a"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
     **{
@@ -32,6 +37,10 @@ NEEDED = {
         for algo in ("masked_adapt", "draft_refine", "nce")
     },
     "sft_raw": ["model=tiny_causal"],
+    "sft_thoughts": ["model=tiny_causal"],
+    "sft_eval": ["eval.checkpoint_path={ckpt}"],
+    "sft_table": ["mode.runs=somewhere"],
+    "server": ["judge.backend.generator.model=a"],
     "scorer_eval": ["eval.checkpoint_path={ckpt}", "model=tiny_causal"],
     "ppl_eval": ["eval.checkpoint_path={ckpt}"],
     "sample_eval": ["eval.checkpoint_path={ckpt}"],

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from algorithm import Likelihood
+from decoding.rollout import LocalRollouts, RolloutSettings
+from models.causal import decoding_copy
 from objectives.block_layout import block_layout
 from objectives.likelihood import masked_cross_entropy, row_sums
 from pretrained import PretrainedAlgorithm
@@ -55,18 +57,27 @@ class CausalAlgorithm(PretrainedAlgorithm):
         assert hidden_BLD is not None, "all of the last layer was asked for"
         return hidden_BLD.flatten(0, 1)[place_P], place_P
 
-    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
-        """-log p of the answers of every row, exact (the first token of a text without a prompt
-        has nothing before it and is not counted)."""
+    def token_nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """-log p [P] of every token that is predicted, in fp32, and the places [P] of the
+        flattened [B, L] that predict them."""
         hidden_PD, place_P = self.predicting(batch)
         targets = batch["input_ids"].flatten()[place_P + 1].split(_LOGIT_ROWS)
         parts = zip(hidden_PD.split(_LOGIT_ROWS), targets, strict=True)
-        nll_P = torch.cat(
-            [
-                masked_cross_entropy(self.backbone.logits(part), target, self.special.mask)
-                for part, target in parts
-            ]
-        )
+        nll = [
+            masked_cross_entropy(self.backbone.logits(part), target, self.special.mask)
+            for part, target in parts
+        ]
+        return torch.cat(nll), place_P
+
+    def rollouts(self, settings: RolloutSettings) -> LocalRollouts:
+        """What samples thoughts and suffixes, or suffixes alone, from the weights of now."""
+        model = decoding_copy(self.backbone.model.eval())
+        return LocalRollouts(model, settings, self.backbone.forbidden_V)
+
+    def evaluate(self, batch: dict[str, Any], draw: int) -> Likelihood:
+        """-log p of the answers of every row, exact (the first token of a text without a prompt
+        has nothing before it and is not counted)."""
+        nll_P, place_P = self.token_nll(batch)
         row_P, rows = place_P // batch["input_ids"].shape[1], len(batch["index"])
         count_B = row_sums(torch.ones_like(nll_P), row_P, rows)
         return Likelihood(row_sums(nll_P, row_P, rows), count_B)

@@ -202,12 +202,14 @@ class LanguageData(L.LightningDataModule):
     def train_dataloader(self) -> ShardedLoader:
         """The training batches from the trainer's current step to its last one."""
         assert self.trainer is not None, "without a trainer, call train_loader"
+        # An algorithm that learns from a batch several times takes a step each time.
+        updates = OmegaConf.select(self.config, "algo.updates", default=1)
         return self.train_loader(
-            start_step=self.trainer.global_step,
+            start_step=self.trainer.global_step // updates,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             accumulate=self.trainer.accumulate_grad_batches,
-            max_steps=self.trainer.max_steps,
+            max_steps=self.trainer.max_steps // updates,
         )
 
     def train_loader(
@@ -306,6 +308,7 @@ class LanguageData(L.LightningDataModule):
         """What a resumed run must agree with."""
         size = self.config.loader.global_batch_size
         steps = 0 if self.trainer is None else self.trainer.global_step
+        steps //= OmegaConf.select(self.config, "algo.updates", default=1)
         return {
             "samples_seen": steps * size,
             "fingerprint": self.fingerprint,

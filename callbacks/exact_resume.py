@@ -50,7 +50,8 @@ class ExactResume(L.Callback):
         if step == 0:
             checkpoint["loops"] = None  # nothing was done yet: the loops start afresh
             return
-        position = loop_position(step, trainer.accumulate_grad_batches)
+        updates = checkpoint["hyper_parameters"]["config"]["algo"].get("updates", 1)
+        position = loop_position(step // updates, trainer.accumulate_grad_batches)
         checkpoint["loops"]["fit_loop"].update(position)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,7 +81,8 @@ class ExactResume(L.Callback):
 
 
 def loop_position(step: int, accumulation: int) -> dict[str, Any]:
-    """Lightning's loop counters after `step` >= 1 optimiser steps, as its restart expects them.
+    """Lightning's loop counters after `step` >= 1 batches of the optimiser, as its restart expects
+    them; what learns from a batch several times has taken more steps.
 
     The form is that of a checkpoint taken when the last micro-batch had been trained on but not
     counted as completed: from it, Lightning goes straight to the next micro-batch.

@@ -76,20 +76,21 @@ class Rollout:
         """All tokens behind the prompt."""
         return [*self.thought_ids, *self.boundary_ids, *self.suffix_ids]
 
-    @property
-    def is_scored(self) -> list[bool]:
-        """Which of `sampled_ids` the model chose; a boundary only where it wrote it itself."""
-        chosen = [self.thought_logprobs is not None] * len(self.thought_ids)
+    def chosen(self, with_boundary: bool = True) -> list[bool]:
+        """Which of `sampled_ids` the model chose; a boundary only where it wrote it itself, and
+        not without `with_boundary`."""
         return [
-            *chosen,
-            *[self.closed_autonomously] * len(self.boundary_ids),
+            *[self.thought_logprobs is not None] * len(self.thought_ids),
+            *[self.closed_autonomously and with_boundary] * len(self.boundary_ids),
             *[True] * len(self.suffix_ids),
         ]
 
-    @property
-    def logprobs(self) -> list[float]:
-        """Of the tokens that `is_scored` names, in order."""
-        return [*(self.thought_logprobs or []), *(self.suffix_logprobs or [])]
+    def logprobs(self, with_boundary: bool = True) -> list[float]:
+        """Of the tokens that `chosen` names, in order."""
+        thought = self.thought_logprobs or []
+        if not with_boundary:
+            thought = thought[: len(self.thought_ids)]
+        return [*thought, *(self.suffix_logprobs or [])]
 
     @property
     def new_tokens(self) -> int:
@@ -387,26 +388,23 @@ def sampling_distribution(
 
 
 def sequences(
-    rollouts: Iterable[Rollout], length: int
+    rollouts: Iterable[Rollout], with_boundary: bool = True
 ) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"], Int[Tensor, "N L"]]:
-    """Rollouts as rows for a pass of training, padded on the right.
+    """Rollouts as rows for a pass of training, padded on the right to the longest.
 
     Returns:
-        tokens; document numbers (0, and -1 on padding); 1 where the model chose the token.
-
-    Raises:
-        ValueError: one that is longer than a row.
+        tokens; document numbers (0, and -1 on padding); 1 where the model chose the token
+        (`Rollout.chosen`).
     """
     listed = list(rollouts)
-    shape = len(listed), length
+    longest = max(len(one.prompt_ids) + len(one.sampled_ids) for one in listed)
+    shape = len(listed), longest
     ids_NL = torch.zeros(shape, dtype=torch.long)
     segment_NL, chosen_NL = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
     for row, rollout in enumerate(listed):
         tokens = [*rollout.prompt_ids, *rollout.sampled_ids]
-        if len(tokens) > length:
-            raise ValueError(f"a rollout of {len(tokens)} tokens; allowed {length}")
         ids_NL[row, : len(tokens)] = torch.tensor(tokens)
         segment_NL[row, : len(tokens)] = 0
         first = len(rollout.prompt_ids)
-        chosen_NL[row, first : len(tokens)] = torch.tensor(rollout.is_scored).long()
+        chosen_NL[row, first : len(tokens)] = torch.tensor(rollout.chosen(with_boundary)).long()
     return ids_NL, segment_NL, chosen_NL

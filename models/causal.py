@@ -41,6 +41,20 @@ _DECODING_COPIES: WeakKeyDictionary[
 ] = WeakKeyDictionary()
 
 
+def decoding_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """`CausalTarget.decoding_model` of a network; whoever changes its weights forgets the copy."""
+    key = model.device, model.dtype
+    made = _DECODING_COPIES.get(model)
+    if made is not None and made[0] == key:
+        return made[1]
+    copied = packed_copy(model)
+    # A model that is its own value would never leave.
+    if copied is not model:
+        attend_in_groups(copied)
+        _DECODING_COPIES[model] = key, copied
+    return copied
+
+
 def forget_decoding_copy(model: PreTrainedModel) -> None:
     """Its weights have changed: decoding shall make its copy anew."""
     _DECODING_COPIES.pop(model, None)
@@ -85,16 +99,7 @@ class CausalTarget:
 
         It doubles the memory; a pass over few tokens takes less than half of the time.
         """
-        key = self.model.device, self.model.dtype
-        made = _DECODING_COPIES.get(self.model)
-        if made is not None and made[0] == key:
-            return made[1]
-        copied = packed_copy(self.model)
-        # A model that is its own value would never leave.
-        if copied is not self.model:
-            attend_in_groups(copied)
-            _DECODING_COPIES[self.model] = key, copied
-        return copied
+        return decoding_copy(self.model)
 
     @property
     def decoding_head(self) -> nn.Linear:

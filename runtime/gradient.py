@@ -46,12 +46,17 @@ class GradientStep:
     Args:
         sum_over_ranks: all-reduce of a small tensor.
         gather: rows of all ranks, in rank order.
+        least_weight: below it the weight counts as so much: a step without anything to learn from,
+            where that can be, has a gradient of 0 and not of 0 / 0.
     """
 
     def __init__(
-        self, sum_over_ranks: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
+        self,
+        sum_over_ranks: Callable[[Tensor], Tensor],
+        gather: Callable[[Tensor], Tensor],
+        least_weight: float = 0.0,
     ) -> None:
-        self._sum, self._gather = sum_over_ranks, gather
+        self._sum, self._gather, self._least = sum_over_ranks, gather, least_weight
         self._totals: Tensor | None = None
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._verdict: _Verdict | None = None
@@ -88,7 +93,8 @@ class GradientStep:
         """
         assert self._totals is not None, "an optimiser step without a training step"
         loss_sum, weight, places = self._sum(self._totals).unbind()
-        loss, scale = loss_sum / weight, places / weight
+        shared = weight.clamp(min=self._least)
+        loss, scale = loss_sum / shared, places / shared
         norm = torch.nn.utils.get_total_norm(grads, foreach=True).float()
         if sharded:
             norm = self._sum(norm.square()).sqrt()

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from runtime.config import instantiate
 from runtime.devices import chosen_accelerator, world_size
@@ -31,6 +31,7 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
     """
     _quiet_lightning()
     accumulation = accumulation_steps(cfg)
+    updates = OmegaConf.select(cfg, "algo.updates", default=None)
     options: dict[str, Any] = {
         "accelerator": chosen_accelerator(cfg.trainer.accelerator),
         "callbacks": overrides.pop("callbacks", None) or build_group(cfg, "callbacks"),
@@ -38,8 +39,11 @@ def build_trainer(cfg: DictConfig, **overrides: Any) -> "L.Trainer":
         "logger": build_group(cfg, "logger") or False,
         "default_root_dir": str(checkpoint_root(cfg)),
         "accumulate_grad_batches": accumulation,
-        "val_check_interval": validation_interval(cfg) * accumulation,
+        "val_check_interval": max(1, validation_interval(cfg) // (updates or 1)) * accumulation,
     }
+    if updates is not None:
+        # Such an algorithm steps by itself, and clips as the configuration says.
+        options["gradient_clip_val"] = None
     if not cfg.trainer.get("enable_progress_bar", True):
         # Lightning refuses a bar among the callbacks when bars are switched off.
         options["callbacks"] = [x for x in options["callbacks"] if not _is_progress_bar(x)]

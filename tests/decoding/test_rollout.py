@@ -39,7 +39,7 @@ def recomputed(target, rollout, keep):
     """Log-probabilities of what the model chose, of one pass without a cache."""
     tokens = torch.tensor(rollout.prompt_ids + rollout.sampled_ids)
     first = len(rollout.prompt_ids)
-    chosen = torch.tensor([first + n for n, one in enumerate(rollout.is_scored) if one])
+    chosen = torch.tensor([first + n for n, one in enumerate(rollout.chosen()) if one])
     with torch.no_grad():
         hidden = target.model.base_model(input_ids=tokens[None]).last_hidden_state[0]
         head = target.model.get_output_embeddings()
@@ -62,14 +62,14 @@ def test_log_probabilities_are_those_of_a_pass_without_cache(target, settings):
     assert [(one.prefix_id, one.k) for one in found] == [(n, k) for n in "abc" for k in range(4)]
     for one in found:
         again = recomputed(target, one, lambda p: nucleus(p, TOP_P) > 0)
-        torch.testing.assert_close(again, torch.tensor(one.logprobs), atol=1e-4, rtol=0)
+        torch.testing.assert_close(again, torch.tensor(one.logprobs()), atol=1e-4, rtol=0)
         assert len(one.thought_ids) <= 6 and len(one.suffix_ids) <= 7
         assert one.boundary_ids == [CLOSE]
 
 
 def test_a_full_softmax_is_another_distribution_than_a_nucleus(target, settings):
     found = sampler(target, settings).sample(PROMPTS, 8)
-    ratios = [recomputed(target, one, None) - torch.tensor(one.logprobs) for one in found]
+    ratios = [recomputed(target, one, None) - torch.tensor(one.logprobs()) for one in found]
     mean = torch.cat(ratios).exp().mean()
     assert 0.85 < mean < 0.99, "the mass that the nucleus keeps"
 
@@ -93,11 +93,11 @@ def test_who_closes_a_thought():
     for one in closed:
         assert one.thought_finish == "stop" and CLOSE not in one.thought_ids
         assert len(one.thought_logprobs) == len(one.thought_ids) + 1
-        assert one.is_scored == [True] * (len(one.thought_ids) + 1 + len(one.suffix_ids))
+        assert one.chosen() == [True] * (len(one.thought_ids) + 1 + len(one.suffix_ids))
     for one in cut:
         assert one.thought_finish == "length" and len(one.thought_ids) == 3
-        assert one.is_scored[3] is False, "nobody chose the boundary that was inserted"
-        assert len(one.logprobs) == sum(one.is_scored)
+        assert one.chosen()[3] is False, "nobody chose the boundary that was inserted"
+        assert len(one.logprobs()) == sum(one.chosen())
 
 
 def test_end_tokens_end_and_stay(target, settings):
@@ -115,11 +115,11 @@ def test_no_thought_given_thoughts_and_plain_continuations(target, settings):
     assert [one.suffix_ids for one in empty] == [one.suffix_ids for one in given]
     assert all(one.thought_ids == [] for one in empty)
     thought = sampler(target, settings).continue_thoughts(PROMPTS[:1], [[20, 21]])[0]
-    assert thought.sampled_ids[:3] == [20, 21, CLOSE] and thought.is_scored[:3] == [False] * 3
+    assert thought.sampled_ids[:3] == [20, 21, CLOSE] and thought.chosen()[:3] == [False] * 3
     plain = sampler(target, settings).continuations([("a", [5, 6])], 2)[1]
     assert plain.boundary_ids == plain.thought_ids == [] and plain.k == 1
     again = recomputed(target, plain, lambda p: nucleus(p, TOP_P) > 0)
-    torch.testing.assert_close(again, torch.tensor(plain.logprobs), atol=1e-4, rtol=0)
+    torch.testing.assert_close(again, torch.tensor(plain.logprobs()), atol=1e-4, rtol=0)
 
 
 def test_forbidden_tokens_are_never_drawn(target, settings):
@@ -130,12 +130,19 @@ def test_forbidden_tokens_are_never_drawn(target, settings):
 def test_rows_come_back_and_become_sequences(target, settings):
     found = sampler(target, settings).sample(PROMPTS[:1], 2)
     assert [Rollout.from_row(one.to_row() | {"arm": "x"}) for one in found] == found
-    ids, segment, chosen = sequences(found, 24)
+    ids, segment, chosen = sequences(found)
     assert ids[0, :6].tolist() == PROMPTS[0][1] and int(chosen[0, :6].sum()) == 0
-    assert int(chosen[0].sum()) == len(found[0].logprobs)
+    assert int(chosen[0].sum()) == len(found[0].logprobs())
     assert (segment == 0).sum(-1).tolist() == [6 + len(one.sampled_ids) for one in found]
-    with pytest.raises(ValueError, match="allowed 8"):
-        sequences(found, 8)
+
+
+def test_a_boundary_that_the_model_wrote_need_not_count():
+    written = Rollout("a", 0, [5, OPEN], [7], [CLOSE], [8, 9], [-1.0, -2.0], [-3.0, -4.0],
+                      "stop", "length", True)  # fmt: skip
+    assert written.chosen() == [True] * 4 and written.logprobs() == [-1.0, -2.0, -3.0, -4.0]
+    assert written.chosen(False) == [True, False, True, True]
+    assert written.logprobs(False) == [-1.0, -3.0, -4.0]
+    assert sequences([written], False)[2].tolist() == [[0, 0, 1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ class PackingReport:
 
     Documents that are cut in two (`data.prefix_suffix`, `data.thought_rows`) are left out where
     they are too short for both parts (`short_documents`), have no place to be cut at
-    (`unmarked_documents`), or a beginning that leaves no room in a row (`long_documents`); their
-    tokens are among `dropped_tokens`. `rejected_documents` are those that a check refused, by its
-    reason.
+    (`unmarked_documents`), or a beginning that leaves no room in a row (`long_documents`); what was
+    tokenized of them is among `dropped_tokens`. `rejected_documents` are those that a check
+    refused, by its reason.
 
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
     `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares

@@ -27,12 +27,20 @@ OPTIONAL = {
     "align",
     "chunking",
     "end_suffix",
+    "share",
+    "shares",
+    "form",
+    "open",
+    "close",
+    "limits",
+    "min_prefix",
+    "min_suffix",
 }
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_data_configuration(path, tmp_path):
-    endings = {"conllu": "conllu", "chat": "jsonl"}
+    endings = {"conllu": "conllu", "chat": "jsonl", "thoughts": "jsonl"}
     corpus = tmp_path / f"corpus.{endings.get(path.stem, 'txt')}"
     corpus.write_text("text")
     config = OmegaConf.create({"paths": {"cache_dir": str(tmp_path)}, "data": None, "seed": 1})

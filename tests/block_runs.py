@@ -27,6 +27,7 @@ TARGET = (
 )  # fmt: skip
 ALGORITHMS = {
     "sft_raw": ("algo=sft_raw",),
+    "sft_thoughts": ("algo=sft_thoughts",),
     "masked_adapt": ("algo=masked_adapt",),
     "draft_refine": ("algo=draft_refine",),
     "nce": ("algo=nce",),
@@ -111,7 +112,9 @@ def prepared(algorithm: BlockModel, batch: dict[str, Any], step: int = 0) -> dic
     return batch
 
 
-def interrupt(folder: Path, run_dir: Path, name: str, step: int, *overrides: str) -> None:
+def interrupt(
+    folder: Path, run_dir: Path, name: str, step: int, *overrides: str, data: Any = chat
+) -> None:
     """A tiny run that gets SIGTERM in the second micro-batch of optimiser step number `step`."""
     original, calls = Algorithm.training_step, []
 
@@ -124,5 +127,5 @@ def interrupt(folder: Path, run_dir: Path, name: str, step: int, *overrides: str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Algorithm, "training_step", training_step)
         with pytest.raises(Interrupted) as stop:
-            fit(folder, run_dir, name, *overrides)
+            fit(folder, run_dir, name, *overrides, data=data)
     assert stop.value.step == step

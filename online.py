@@ -280,17 +280,11 @@ class OnlineAlgorithm(CausalAlgorithm):
         """The metrics of a step with the number of alerts on them, which are logged when they
         begin; with `algo.enforce_stop_conditions` an alert ends the run behind this step."""
         memory = available_memory(self.device)
-        if memory is not None:
-            metrics["available_mem_gib"] = memory[1] / 2**30
-        baseline = {k.removeprefix("baseline/"): v for k, v in self.remembered_numbers.items()
-                    if k.startswith("baseline/")}  # fmt: skip
-        previous = {k.removeprefix("previous/"): v for k, v in self.remembered_numbers.items()
-                    if k.startswith("previous/")}  # fmt: skip
-        found = alerts(metrics, baseline or None, previous or None)
-        for name in ("near_zero_group_rate", "all_zero_group_rate", "all_one_group_rate"):
-            if name in metrics:
-                self.remembered_numbers.setdefault(f"baseline/{name}", metrics[name])
-                self.remembered_numbers[f"previous/{name}"] = metrics[name]
+        free = [row["free"] for row in self.gather_rows([{"free": memory and memory[1]}])]
+        # That of the rank with the least: all of them go on, or none.
+        if None not in free:
+            metrics["available_mem_gib"] = min(free) / 2**30
+        found = self.alerts(metrics)
         # One line when it begins, not one per step while it lasts.
         names = {message.partition("=")[0].partition(":")[0]: message for message in found}
         for name in names.keys() - self._alarmed:
@@ -300,6 +294,20 @@ class OnlineAlgorithm(CausalAlgorithm):
             self.stopped_reason = found[0]
             self.trainer.should_stop = True
         return metrics | {"alerts": float(len(found))}
+
+    def alerts(self, metrics: Mapping[str, float]) -> list[str]:
+        """What is wrong with a step, a line each: of groups of rollouts, beside the first step and
+        the one before, whose numbers are remembered."""
+        baseline = {k.removeprefix("baseline/"): v for k, v in self.remembered_numbers.items()
+                    if k.startswith("baseline/")}  # fmt: skip
+        previous = {k.removeprefix("previous/"): v for k, v in self.remembered_numbers.items()
+                    if k.startswith("previous/")}  # fmt: skip
+        found = alerts(metrics, baseline or None, previous or None)
+        for name in ("near_zero_group_rate", "all_zero_group_rate", "all_one_group_rate"):
+            if name in metrics:
+                self.remembered_numbers.setdefault(f"baseline/{name}", metrics[name])
+                self.remembered_numbers[f"previous/{name}"] = metrics[name]
+        return found
 
     def text(self, ids: Sequence[int]) -> str:
         """Of tokens, without special ones."""

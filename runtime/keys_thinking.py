@@ -153,4 +153,19 @@ THINKING_KEYS: tuple[Key, ...] = (
     integer("mode.probe_samples", 1, **_OPTIONAL, **_NULLABLE),
     text("mode.generic", **_OPTIONAL),
     text("mode.teacher", **_OPTIONAL, **_NULLABLE),
+    # learning from preferences
+    flag("algo.candidates.original", **_OPTIONAL),
+    Key(
+        "algo.candidates.rewrite",
+        lambda v: isinstance(v, dict) and "_target_" in v,
+        "+algo/rewrite@algo.candidates.rewrite=server",
+        nullable=True,
+        optional=True,
+    ),
+    choice("algo.tournament", "full", "pivot", **_OPTIONAL),
+    choice("algo.orders", "both", "one", **_OPTIONAL),
+    choice("algo.pairing", "best_worst", "all_pairs", "top_k_bottom_k", **_OPTIONAL),
+    integer("algo.k", 1, **_OPTIONAL),
+    number("algo.beta", "(0, inf)", **_OPTIONAL),
+    integer("algo.kl_samples", 0, **_OPTIONAL),
 )

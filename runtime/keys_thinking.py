@@ -139,8 +139,9 @@ THINKING_KEYS: tuple[Key, ...] = (
     # reward gate
     Key(
         "mode.checkpoints",
-        lambda v: v == {} or is_named_files(v),
+        is_named_files,
         "{ARM: CHECKPOINT, ...}",
+        nullable=True,
         optional=True,
     ),
     integer("mode.prefixes", 1, **_OPTIONAL),

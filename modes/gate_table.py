@@ -1,0 +1,41 @@
+"""mode=gate_table: the reward gate anew from its rollouts: `mode.runs=[host1,host2]`."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from evaluation.gate import gate
+from modes.compare import run_folders, show_list
+from modes.gate_folder import ARMS, metrics_of, read_arms, read_probes, write_results
+from runtime.errors import ConfigError
+
+
+def run(cfg: DictConfig) -> dict[str, float]:
+    """Count the rollouts in the folders of `mode.runs`, whatever hosts they are from.
+
+    Only the rows in `arms/` and `probe/` are read: no model, no judge, no summary. Writes
+    gate.json, gate.md and gate.png, and thought_probe.json and .md if there are rows of it.
+
+    Returns:
+        as mode=reward_gate.
+
+    Raises:
+        ConfigError: folders without rollouts.
+        DataError: a row that is none, arms that are there twice, lack samples, or saw other
+            prefixes.
+    """
+    out, patterns = Path(cfg.paths.run_dir), cfg.mode.runs
+    listed = [patterns] if isinstance(patterns, str) else list(patterns)
+    # The folder of the table itself may be that of the gate.
+    folders = [out] if listed == [str(out)] else run_folders(listed, Path())
+    arms = read_arms(folders, list(cfg.mode.order))
+    if not arms:
+        raise ConfigError(
+            f"mode.runs={show_list(patterns)}: no {ARMS}/ARM.jsonl there; allowed: folders of"
+            " mode=reward_gate"
+        )
+    found = gate(arms, cfg.mode.base_arm, cfg.mode.phase3_arm, (cfg.mode.open, cfg.mode.close))
+    table = write_results(
+        out, read_probes(folders, arms), found, [f"runs: {', '.join(map(str, folders))}"]
+    )
+    return metrics_of(found, table)

@@ -55,14 +55,14 @@ class Delimiters:
         both = (self.open, self.close)
         if min(map(len, both)) < 2 or self.open in self.close or self.close in self.open:
             raise DataError(
-                f"data.open={self.open}, data.close={self.close}: allowed two texts of two or more"
+                f"open={self.open}, close={self.close}: allowed two texts of two or more"
                 " characters of which none contains the other"
             )
         for one, other in product(both, repeat=2):
             shorter = range(1, min(len(one), len(other)))
             if any(one.endswith(other[:size]) for size in shorter):
                 raise DataError(
-                    f"data.open={self.open}, data.close={self.close}: allowed texts of which none"
+                    f"open={self.open}, close={self.close}: allowed texts of which none"
                     " begins as one of them ends"
                 )
 

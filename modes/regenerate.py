@@ -68,7 +68,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     shard = shard_of(cfg)
     prompts = Prompts(expand_paths(cfg.mode.input, (".jsonl",)), shard, cfg.mode.limit)
     files = Files.of(Path(cfg.mode.output).expanduser(), shard)
-    _check_model(cfg)
+    check_model(cfg)
     settings = settings_of(cfg)
     generator: Generator = instantiate(cfg.mode.backend, settings=settings)
     options = options_of(cfg, prompts, generator)
@@ -203,7 +203,8 @@ def _shown(value: Any) -> str:
     return json.dumps(value)
 
 
-def _check_model(cfg: DictConfig) -> None:
+def check_model(cfg: DictConfig) -> None:
+    """Raise ConfigError where the model of a local backend is none that answers."""
     node = cfg.mode.backend.get("target")
     if node is None:
         return

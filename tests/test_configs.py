@@ -31,6 +31,7 @@ NEEDED = {
     "harness_eval": ["mode.tasks=[a_task]", "model=tiny_causal"],
     "judge_server": ["reward.backend.generator.model=a"],
     "mix": ["mode.input=rows.jsonl", "mode.counts={{a:1}}"],
+    "insert_thoughts": ["mode.input=documents.jsonl", "model=tiny_causal"],
     "regenerate": ["mode.input=prompts.jsonl", "model=tiny_causal"],
     **{
         algo: ["model=tiny_causal", "experiment=block_text"]

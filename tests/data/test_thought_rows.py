@@ -51,7 +51,7 @@ def spelled(columns, where):
 
 
 @given(LETTERS, st.lists(st.tuples(st.floats(0, 1), LETTERS.filter(str.strip)), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_kinds_align_with_tokens(text, asked):
     insertions = [(round(share * len(text)), thought) for share, thought in asked]
     if not text and not asked:
@@ -123,7 +123,8 @@ def test_a_delimiter_is_one_token():
         ThoughtEncoder(form="all")
 
 
-@given(st.lists(st.text(max_size=8), min_size=1, max_size=20))
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
 def test_a_document_is_in_one_share(sources):
     for source in sources:
         assert share_of(source, SHARES) == share_of(source, dict(SHARES)) in SHARES

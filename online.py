@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from algorithm import LossTerms
 from callbacks.throughput import available_memory
 from causal import CausalAlgorithm
+from data.errors import DataError
 from data.journal import encode_row
 from decoding.rollout import LocalRollouts, RolloutSettings
 from evaluation.rollout_metrics import alerts
@@ -111,7 +112,9 @@ class OnlineAlgorithm(CausalAlgorithm):
         """One batch of prefixes: experience, then `algo.updates` steps on it."""
         with torch.no_grad():
             experience = self.collect(batch)
-        for _ in range(self.config["algo"]["updates"]):
+        # Behind a step that was not finite a run goes on with what is left of its batch's updates.
+        updates = self.config["algo"]["updates"]
+        for _ in range(self.trainer.global_step % updates, updates):
             self._update(experience)
         return None
 
@@ -131,12 +134,10 @@ class OnlineAlgorithm(CausalAlgorithm):
         report = self._step.finish(optimizer.optimizer, grads, clip, step, sharded=False)
         # Sampling takes seconds, so a flag need not travel behind the step as elsewhere.
         self._step.check()
-        self.log("train/loss", report.loss, prog_bar=True)
-        self.log("train/grad_norm", report.norm)
-        self.log("train/weight", report.weight)
-        self.log("lr", optimizer.param_groups[0]["lr"])
-        self._log_step(1)
-        self.log_dict({f"train/{name}": value for name, value in self._logged(experience).items()})
+        metrics = {"loss": report.loss, "grad_norm": report.norm, "weight": report.weight}
+        metrics |= self._logged(experience)
+        rate = {"lr": optimizer.param_groups[0]["lr"]}
+        self._log_update({f"train/{name}": value for name, value in metrics.items()} | rate)
         optimizer.step()
         # Lightning steps no schedule of a manual optimisation.
         cast(LambdaLR, self.lr_schedulers()).step()
@@ -147,17 +148,23 @@ class OnlineAlgorithm(CausalAlgorithm):
         if self.reference is not None:
             self.reference.follow(self.trained_parameters())
 
-    def _log_step(self, ahead: int) -> None:
-        """Lightning counts batches, of which each is several steps here; rows have the number of
-        the last one that is done, less one."""
-        if self.config["algo"]["updates"] > 1:
-            self.log("step", float(self.trainer.global_step - 1 + ahead))
+    def _log_update(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """A row for every step, as everywhere; Lightning would write one per batch, which may be
+        several steps."""
+        self.log("train/loss", metrics["train/loss"], prog_bar=True, logger=False)
+        step = self.trainer.global_step
+        if (step + 1) % self.trainer.log_every_n_steps and not self.trainer.should_stop:
+            return
+        row = {name: float(value) for name, value in metrics.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
 
     def on_validation_epoch_end(self) -> None:
-        """As for every algorithm."""
+        """As for every algorithm; in a run its row has the number of steps, not of batches."""
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit":
-            self._log_step(0)
+            self.log("step", float(self.trainer.global_step - 1))
 
     def _alone(self) -> AbstractContextManager[None]:
         """Inside, ranks do not synchronise their gradients."""
@@ -179,7 +186,7 @@ class OnlineAlgorithm(CausalAlgorithm):
         self.reference.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As for every algorithm; with the reference and the numbers that steps are compared with."""
+        """As for every algorithm; with the reference and what steps are compared with."""
         super().on_save_checkpoint(checkpoint)
         state = None if self.reference is None else self.reference.state_dict()
         checkpoint["online"] = {"reference": state, "numbers": dict(self.remembered_numbers)}
@@ -199,7 +206,20 @@ class OnlineAlgorithm(CausalAlgorithm):
             yield
 
     def prefixes(self, batch: dict[str, Tensor]) -> list[Prefix]:
-        """The rows of a batch as prefixes and what follows them in the data."""
+        """The rows of a batch as prefixes and what follows them in the data.
+
+        Raises:
+            DataError: a row of several documents, or of one without a prefix.
+        """
+        prefix_BL = (batch["segment"] == 0) & (batch["response"] == 0)
+        wrong_B = (batch["segment"] > 0).any(-1) | ~prefix_BL.any(-1)
+        if bool(wrong_B.any()):
+            row = int(batch["index"][wrong_B][0])
+            raise DataError(
+                f"data={self.config['data']['name']}: row {row} is not a prefix and what follows"
+                f" it; algo={self.config['algo']['name']} is trained on"
+                " data=prefix_suffix (data.documents_per_row=1)"
+            )
         rows = zip(
             *(batch[name].tolist() for name in ("index", "input_ids", "segment", "response")),
             strict=True,
@@ -268,7 +288,7 @@ class OnlineAlgorithm(CausalAlgorithm):
         return [row for part in parts for row in part]
 
     def keep_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the samples of this step to `rollouts/step_NNNN_samples.jsonl`, if it is its turn."""
+        """Write the samples of this step to `rollouts/step_NNNN_samples.jsonl`, on its turn."""
         every, step = self.config["algo"]["samples_every"], self.trainer.global_step
         if not every or step % every or not self.trainer.is_global_zero:
             return

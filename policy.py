@@ -65,10 +65,6 @@ class ThoughtPolicy(OnlineAlgorithm):
                 f"algo.kl.coefficient={algo['kl']['coefficient']}: needs a reference; allowed: 0,"
                 " or algo.reference={kind:frozen}"
             )
-
-    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
-        super().__init__(config, tokenizer)
-        algo = self.config["algo"]
         self.settings = RolloutSettings(
             open_id=self.delimiter("open"),
             close_id=self.delimiter("close"),
@@ -79,19 +75,25 @@ class ThoughtPolicy(OnlineAlgorithm):
             top_p=float(algo["top_p"]),
             rows=algo["rows"],
         )
+        # A model that is only opened, whose architecture is known, needs no judge.
         self._reward: ContinuationReward | None = None
+        if algo.get("backbone") is None:
+            self._reward = self._judge()
 
     @property
     def reward(self) -> ContinuationReward:
-        """The judge of `reward`; a model that is only opened needs none."""
+        """The judge of `reward`."""
         if self._reward is None:
-            if self.config.get("reward") is None:
-                raise ConfigError(
-                    f"reward=null: algo={self.config['algo']['name']} learns from rewards; allowed:"
-                    " a choice of its group, reward=verifiable"
-                )
-            self._reward = cast(ContinuationReward, instantiate(self.config["reward"]))
+            self._reward = self._judge()
         return self._reward
+
+    def _judge(self) -> ContinuationReward:
+        if self.config.get("reward") is None:
+            raise ConfigError(
+                f"reward=null: algo={self.config['algo']['name']} learns from rewards; allowed:"
+                " a choice of its group, reward=verifiable"
+            )
+        return cast(ContinuationReward, instantiate(self.config["reward"]))
 
     @property
     def longest(self) -> int:

@@ -32,6 +32,7 @@ class RlmtRow:
         final_reward: of the last step; None where nothing was judged in it.
         averages: mean over the steps that have it, by name; None where none has.
         lacking: steps that lack it, by name, where there are some.
+        recorded: steps that there are numbers of at all.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class RlmtRow:
     final_reward: float | None
     averages: dict[str, float | None]
     lacking: dict[str, int]
+    recorded: int
 
 
 def rlmt_row(metrics: Mapping[str, Any]) -> RlmtRow:
@@ -59,6 +61,7 @@ def rlmt_row(metrics: Mapping[str, Any]) -> RlmtRow:
         lacking={
             name: len(history) - len(v) for name, v in values.items() if len(v) < len(history)
         },
+        recorded=len(history),
     )
 
 
@@ -77,8 +80,14 @@ def rlmt_cells(rows: Sequence[RlmtRow]) -> tuple[list[str], list[list[str]]]:
 
 def rlmt_notes(rows: Sequence[RlmtRow]) -> list[str]:
     """What a reader of the averages must know."""
-    return [
-        f"{row.arm}: {count} of {row.completed_steps} steps have no {name}; its mean is over the"
+    notes = [
+        f"{row.arm}: {row.recorded} of {row.completed_steps} steps are recorded"
+        " (trainer.log_every_n_steps); means are over these"
+        for row in rows
+        if row.recorded != row.completed_steps
+    ]
+    return notes + [
+        f"{row.arm}: {count} of {row.recorded} recorded steps have no {name}; its mean is over the"
         " others"
         for row in rows
         for name, count in row.lacking.items()

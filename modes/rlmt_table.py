@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from evaluation.benchmark_report import markdown
-from evaluation.rlmt_table import REWARD, RlmtRow, rlmt_cells, rlmt_notes, rlmt_row
+from evaluation.rlmt_table import AVERAGES, REWARD, RlmtRow, rlmt_cells, rlmt_notes, rlmt_row
 from evaluation.tables import text_table
 from modes.benchmark_folder import read_json
 from modes.compare import run_folders, show_list
@@ -92,4 +92,6 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_step(step: Any) -> bool:
-    return isinstance(step, Mapping) and all(map(is_number, step.values()))
+    # Others, such as the loss of a step that ended the run, need not be numbers.
+    names = (REWARD, *AVERAGES)
+    return isinstance(step, Mapping) and all(is_number(step[n]) for n in names if n in step)

@@ -73,7 +73,16 @@ def test_steps_that_lack_a_number_are_counted():
     assert row.averages["response_length_growth"] is None
     ((cells,), notes) = rlmt_cells([row])[1], rlmt_notes([row])
     assert cells[2:5] == ["non-finite loss", "0.250000", "-"] and cells[10] == "-"
-    assert "a: 1 of 2 steps have no reward_mean" in notes[0] and len(notes) == 2
+    assert "a: 1 of 2 recorded steps have no reward_mean" in notes[0] and len(notes) == 2
+
+
+def test_a_history_with_gaps_is_said():
+    metrics = run_metrics("think_base RLMT")
+    row = rlmt_row({**metrics, "history": metrics["history"][::10]})
+    assert rlmt_notes([row]) == [
+        "think_base RLMT: 20 of 200 steps are recorded"
+        " (trainer.log_every_n_steps); means are over these"
+    ]
 
 
 def test_a_run_without_steps():

@@ -13,7 +13,8 @@ from tests.support import compose_config
 
 def write(folder, **changes):
     """The metrics.json of a run of two steps."""
-    steps = [{"step": n, "reward_mean": 0.25 * n, **dict.fromkeys(AVERAGES, 0.5)} for n in (1, 2)]
+    known = {"loss": "nan", **dict.fromkeys(AVERAGES, 0.5)}
+    steps = [{"step": n, "reward_mean": 0.25 * n, **known} for n in (1, 2)]
     found = {"arm": folder.name, "completed_steps": 2, "stopped_reason": None, "wall_time_s": 1.5,
              "final": steps[-1], "history": steps}  # fmt: skip
     folder.mkdir(exist_ok=True)

@@ -203,12 +203,14 @@ def claim_folder(run_dir: Path, facts: Mapping[str, Any]) -> None:
     path = run_dir / CONDITIONS
     now = json.loads(json.dumps(facts))
     before = read_json(path, "what mode=continuation_eval writes") if path.is_file() else {}
-    old, new = flatten(before), flatten(now)
-    for key in sorted({*old} & {*new}):
-        if old[key] != new[key]:
+    # The opponent is known later than the rest.
+    known = [name for name in before if name in now]
+    old, new = (flatten({name: one[name] for name in known}) for one in (before, now))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
             raise ConfigError(
-                f"{FOLDER}={run_dir}: was begun with {key}={json.dumps(old[key])}, now"
-                f" {json.dumps(new[key])}; allowed: the same, or another folder"
+                f"{FOLDER}={run_dir}: was begun with {key}={json.dumps(old.get(key))}, now"
+                f" {json.dumps(new.get(key))}; allowed: the same, or another folder"
             )
     write_json(path, {**before, **now})
 

@@ -31,7 +31,8 @@ PAIR_HEADER = [
 PAIR_EVIDENCE = ["95 % of Delta", "p", "Significant"]
 NOTES = (
     "95 % by prefix, and of a delta: bootstrap over prefixes, paired where two arms are compared."
-    " Wilson's interval takes samples of one prefix for independent, and is too narrow.",
+    " Wilson's interval takes samples of one prefix for independent, and is too narrow; so are"
+    " bootstraps of fewer than some twenty prefixes.",
     "Closed Think Rate counts boundaries, which are inserted; Closed by Itself those that the model"
     " wrote.",
     "Significant: the interval of the delta lies on one side of zero; nothing is adjusted for the"

@@ -128,7 +128,8 @@ def probe_markdown(rows: Sequence[ProbeRow]) -> str:
     """The table as Markdown, and how to read it."""
     return (
         f"# Use of thoughts\n\n{markdown(*probe_cells(rows))}\n"
-        "- Means and intervals are over prefixes; differences are paired by prefix.\n"
+        "- Means and intervals are over prefixes; differences are paired by prefix. Of fewer than"
+        " some twenty prefixes the intervals are too narrow.\n"
         "- Oracle@k: prefixes with a success among k samples. Nothing is adjusted for the number"
         " of comparisons.\n"
     )

@@ -68,17 +68,6 @@ class OnlinePreference(OnlineAlgorithm):
                 " it with; allowed an integer >= 2, or algo.candidates.original=true"
             )
         self._require_reference()
-
-    def _require_reference(self) -> None:
-        if self.config["algo"]["reference"] is None:
-            raise ConfigError(
-                f"algo.reference=null: algo={self.config['algo']['name']} compares the policy with"
-                " a reference; allowed: {kind:frozen}"
-            )
-
-    def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
-        super().__init__(config, tokenizer)
-        algo = self.config["algo"]
         self.settings = RolloutSettings(
             # There are no thoughts.
             open_id=_NO_TOKEN,
@@ -89,29 +78,39 @@ class OnlinePreference(OnlineAlgorithm):
             top_p=float(algo["top_p"]),
             rows=algo["rows"],
         )
-        self._scorer: PoolScorer | None = None
         self._rewriter: Rewriter | None = None
+        # A model that is only opened, whose architecture is known, needs nobody to judge.
+        self._scorer: PoolScorer | None = None
+        if algo.get("backbone") is None:
+            self._scorer = self._judges()
+
+    def _require_reference(self) -> None:
+        if self.config["algo"]["reference"] is None:
+            raise ConfigError(
+                f"algo.reference=null: algo={self.config['algo']['name']} compares the policy with"
+                " a reference; allowed: {kind:frozen}"
+            )
 
     @property
     def scorer(self) -> PoolScorer:
-        """Who judges: `judge`, `reward`, or the sum of both; a model that is only opened needs
-        nobody."""
+        """Who judges: `judge`, `reward`, or the sum of both."""
         if self._scorer is None:
-            parts: list[PoolScorer] = []
-            algo = self.config["algo"]
-            if self.config.get("judge") is not None:
-                judge = instantiate(self.config["judge"])
-                orders, seed = algo["orders"], self.config["seed"]
-                parts.append(Tournament(judge, algo["tournament"], orders, seed))
-            if self.config.get("reward") is not None:
-                parts.append(Pointwise(instantiate(self.config["reward"])))
-            if not parts:
-                raise ConfigError(
-                    f"judge=null: algo={algo['name']} learns from what a judge prefers; allowed: a"
-                    " choice of its group, judge=verifiable, or of the group reward"
-                )
-            self._scorer = parts[0] if len(parts) == 1 else Summed(parts)
+            self._scorer = self._judges()
         return self._scorer
+
+    def _judges(self) -> PoolScorer:
+        algo, parts = self.config["algo"], list[PoolScorer]()
+        if self.config.get("judge") is not None:
+            judge = instantiate(self.config["judge"])
+            parts.append(Tournament(judge, algo["tournament"], algo["orders"], self.config["seed"]))
+        if self.config.get("reward") is not None:
+            parts.append(Pointwise(instantiate(self.config["reward"])))
+        if not parts:
+            raise ConfigError(
+                f"judge=null: algo={algo['name']} learns from what a judge prefers; allowed: a"
+                " choice of its group, judge=verifiable, or of the group reward"
+            )
+        return parts[0] if len(parts) == 1 else Summed(parts)
 
     def collect(self, batch: dict[str, Tensor]) -> Experience:
         """Sample, judge and choose what is learned from."""

@@ -37,6 +37,10 @@ NEEDED = {
         algo: ["model=tiny_causal", "experiment=block_text"]
         for algo in ("masked_adapt", "draft_refine", "nce")
     },
+    **{
+        algo: ["model=tiny_causal"]
+        for algo in ("online_dpo", "rf_nll", "rlmt", "rlmt_paper", "rlmt_seed")
+    },
     "sft_raw": ["model=tiny_causal"],
     "sft_thoughts": ["model=tiny_causal"],
     "sft_eval": ["eval.checkpoint_path={ckpt}"],

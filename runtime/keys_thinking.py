@@ -97,7 +97,6 @@ THINKING_KEYS: tuple[Key, ...] = (
     flag("mode.prefix_thought", **_OPTIONAL),
     text("mode.open", **_OPTIONAL),
     text("mode.close", **_OPTIONAL),
-    Key("mode.stop", is_names, "a list of texts", nullable=True, optional=True),
     Key("mode.arms", is_names, "a list of arms", nullable=True, optional=True),
     Key("mode.benchmarks", is_names, "a list of benchmarks", nullable=True, optional=True),
     Key("mode.comparisons", _is_pairs, "[[RIGHT,LEFT],...]", nullable=True, optional=True),

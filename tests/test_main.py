@@ -97,7 +97,7 @@ def test_help_is_short_useful_and_fast():
         done = run_main("--help", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) < 45
+    assert done.returncode == 0 and len(done.stdout.splitlines()) < 60
     for part in (
         "python main.py",
         "algo: ar, bd3lm, dflash, draft_refine, masked_adapt, mdlm, nce, sft_raw",

@@ -65,7 +65,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "small": Size(
-        60_000, 400,
+        20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
         (400, 60, 420, 150, 10), 32, 100, (16, 8), (8, 64), "smollm2",
     ),

@@ -53,7 +53,7 @@ def test_graders_are_choices_of_their_group_with_all_options():
     nodes = {name: node.grader for name, node in compose_config(listed).benchmark.items()}
     assert all(node in group for node in nodes.values())
     limited = [name for name in names if "timeout_s" in nodes[name]]
-    assert set(names) - {*limited} == {"gpqa_diamond"}
+    assert set(names) - {*limited} == {"gpqa_diamond", "questions"}
     limits = [
         f"benchmark.{name}.grader.{option}=4321"
         for name in limited

@@ -33,14 +33,17 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("preference")
 
 
-def overrides(folder, name):
+JUDGE = ("judge=verifiable",)
+
+
+def overrides(folder, name, judge=JUDGE):
     """A run of six steps with four rollouts of each of four prefixes."""
     return (
         f"algo={name}", "model=tiny_causal", "model.hidden_size=32", "model.num_hidden_layers=2",
         "model.num_attention_heads=2", "model.num_key_value_heads=1", "model.length=64",
         "data=prefix_suffix", f"data.files={sums(folder)}", "data.valid_fraction=0.2",
         "data.chunking.mode=marker", "data.chunking.marker=Answer:",
-        "data.chunking.suffix_len=12", "judge=verifiable", "algo.suffix_tokens=4",
+        "data.chunking.suffix_len=12", *judge, "algo.suffix_tokens=4",
         "algo.samples=4", "algo.attn_backend=math", "loader.global_batch_size=4",
         "training.ema=0", "optim.lr=1e-2", "lr_scheduler=constant_warmup",
         "lr_scheduler.warmup_steps=0", "trainer=cpu", "trainer.max_steps=6",
@@ -50,12 +53,12 @@ def overrides(folder, name):
     )  # fmt: skip
 
 
-def configure(folder, run_dir, *more, name="online_dpo"):
-    return compose_config(*overrides(folder, name), *more, run_dir=run_dir)
+def configure(folder, run_dir, *more, name="online_dpo", judge=JUDGE):
+    return compose_config(*overrides(folder, name, judge), *more, run_dir=run_dir)
 
 
-def fit(folder, run_dir, *more, name="online_dpo"):
-    return train.run(configure(folder, run_dir, *more, name=name))
+def fit(folder, run_dir, *more, name="online_dpo", judge=JUDGE):
+    return train.run(configure(folder, run_dir, *more, name=name, judge=judge))
 
 
 def value(text):
@@ -343,18 +346,24 @@ def test_a_batch_that_teaches_nothing_has_a_gradient_of_zero(folder):
         assert len(terms.row_losses) == len(experience.parts[0]["index"])
 
 
-def test_options(folder):
-    for more, message in (
-        (["algo.rows_per_pass=1"], "algo.rows_per_pass=1: a pair is learned from in one pass"),
-        (["algo.reference=null"], "algo.reference=null: algo=online_dpo compares the policy"),
-        (["judge=null"], "judge=null: algo=online_dpo learns from what a judge prefers"),
-        (["algo.samples=1", "algo.candidates.original=false"], "algo.samples=1: without the orig"),
-    ):
-        cfg = configure(folder, folder / "unused", *(one for one in more if one != "judge=null"))
-        if "judge=null" in more:
-            cfg.judge = None
-        with pytest.raises(ConfigError, match=message):
-            build_algorithm(cfg, LanguageData(cfg))
+@pytest.mark.parametrize(
+    ("more", "judge", "message"),
+    [
+        (["algo.rows_per_pass=1"], JUDGE, "algo.rows_per_pass=1: a pair is learned from in one"),
+        (["algo.reference=null"], JUDGE, "algo.reference=null: algo=online_dpo compares the"),
+        ([], (), "judge=null: algo=online_dpo learns from what a judge prefers"),
+        (
+            ["algo.samples=1", "algo.candidates.original=false"], JUDGE,
+            "algo.samples=1: without the original there is nothing to compare",
+        ),
+    ],
+    ids=["rows", "reference", "judge", "samples"],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_a_network_is_built(folder, more, judge, message):
+    cfg = configure(folder, folder / "unused", *more, judge=judge)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=message):
+        patch.setattr(OnlinePreference, "_prepare", lambda *_: pytest.fail("it was built"))
+        build_algorithm(cfg, LanguageData(cfg))
 
 
 def table(run_dir):

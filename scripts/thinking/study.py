@@ -39,7 +39,7 @@ from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
 from scripts.stages import stage  # noqa: E402
 
-TASK = "{chain_sum:{min_terms:4,max_terms:6,min_digits:1,max_digits:1}}"
+TASK = "{chain_sum:{min_terms:2,max_terms:5,min_digits:1,max_digits:1}}"
 SHARES = "{pretrain:0.3,phase3:0.1,sft:0.4,rlmt:0.1,gate:0.1}"
 
 
@@ -49,7 +49,7 @@ class Size(NamedTuple):
     documents: of training; problems: that are held out. model: overrides. steps: of base, phase3,
     an arm of sft, one of rlmt, and of the judged one. rows: of a step of base and of sft. validate:
     steps between validations. samples: of a prefix in training, of a problem in the evaluation.
-    prefixes: of a step of rlmt, and of the gate. judge: the model that judges.
+    prefixes: of a step of phase3, of one of rlmt, and of the gate. judge: the model that judges.
     """
 
     documents: int
@@ -59,7 +59,7 @@ class Size(NamedTuple):
     rows: int
     validate: int
     samples: tuple[int, int]
-    prefixes: tuple[int, int]
+    prefixes: tuple[int, int, int]
     judge: str
 
 
@@ -67,12 +67,12 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (400, 60, 420, 150, 10), 32, 100, (16, 8), (8, 64), "smollm2",
+        (600, 100, 360, 150, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
     ),
     "smoke": Size(
         400, 4,
         ("model.hidden_size=32", "model.num_hidden_layers=2", "+model.init_std=0.02"),
-        (4, 2, 4, 2, 2), 4, 2, (4, 2), (2, 2), "tiny_causal",
+        (4, 2, 4, 2, 2), 4, 2, (4, 2), (2, 2, 2), "tiny_causal",
     ),
 }  # fmt: skip
 THINKING = ("think_base", "think_phase3")
@@ -149,7 +149,7 @@ class Study:
         """Those with thoughts, in shares."""
         return (
             "data=thoughts", f"data.files={self.rows}", "~data.shares", f"+data.shares={SHARES}",
-            "data.valid_fraction=0.04", "data.end_suffix=true", "data.min_prefix=1",
+            "data.valid_fraction=0.08", "data.end_suffix=true", "data.min_prefix=1",
             "data.min_suffix=1",
         )  # fmt: skip
 
@@ -167,7 +167,7 @@ class Study:
         )
         self.train("base", base, None, "algo=sft_raw", "optim.lr=2e-3", "data.share=pretrain",
                    *texts)  # fmt: skip
-        online = self._online("phase3", 12)
+        online = self._online("phase3", self.size.prefixes[0])
         self.train("phase3", phase3, "base", "algo=online_dpo", "judge=verifiable",
                    "optim.lr=1e-4", *online)  # fmt: skip
         self.run(
@@ -176,12 +176,12 @@ class Study:
             f"mode.against={self.checkpoint('base')}", "mode.max_new_tokens=12",
         )  # fmt: skip
 
-    def _online(self, share: str, suffix: int) -> tuple[str, ...]:
+    def _online(self, share: str, prefixes: int) -> tuple[str, ...]:
         """What trainings on samples have in common."""
         return (
             f"data.share={share}", "data.form=prefixes", f"algo.samples={self.size.samples[0]}",
-            f"algo.suffix_tokens={suffix}", "algo.rows=128", "algo.rows_per_pass=128",
-            f"loader.global_batch_size={self.size.prefixes[0]}",
+            "algo.suffix_tokens=12", "algo.rows=128", "algo.rows_per_pass=128",
+            f"loader.global_batch_size={prefixes}",
             "loader.eval_global_batch_size=256", "trainer.log_every_n_steps=1",
             "optim.weight_decay=0", "trainer.gradient_clip_val=1.0",
         )  # fmt: skip
@@ -235,7 +235,7 @@ class Study:
     ) -> Callable[[], None]:
         reward = () if any(one.startswith("reward=") for one in options) else ("reward=verifiable",)
         return lambda: self.train(
-            f"rlmt/{name}", steps, start, *self._online("rlmt", 12), *reward,
+            f"rlmt/{name}", steps, start, *self._online("rlmt", self.size.prefixes[1]), *reward,
             "algo.thought_tokens=96", f"algo.arm={name}", *options,
         )  # fmt: skip
 
@@ -264,7 +264,7 @@ class Study:
         self.run(
             "gate", "mode=reward_gate", f"mode.checkpoints={{{checkpoints}}}", "reward=verifiable",
             *self._documents(), "data.share=gate", "data.form=prefixes",
-            f"mode.prefixes={self.size.prefixes[1]}",
+            f"mode.prefixes={self.size.prefixes[2]}",
             "mode.thought_tokens=96", "mode.suffix_tokens=12", "mode.probe=true", "trainer=cpu",
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ from callbacks.throughput import available_memory
 from causal import CausalAlgorithm
 from data.errors import DataError
 from data.journal import encode_row
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import Branches, LocalRollouts, RolloutSettings
 from evaluation.rollout_metrics import alerts
 from models.causal import forget_decoding_copy
 from models.reference import ReferenceWeights
@@ -205,6 +205,18 @@ class OnlineAlgorithm(CausalAlgorithm):
         with torch.no_grad(), self.reference.in_place(self.trained_parameters()):
             yield
 
+    def require_documents(self, batch: dict[str, Tensor]) -> None:
+        """As for every causal algorithm, with the data that this one is trained on."""
+        if "segment" not in batch:
+            raise self._unfit("rows that do not say where documents begin")
+        super().require_documents(batch)
+
+    def _unfit(self, what: str) -> DataError:
+        return DataError(
+            f"data={self.config['data']['name']}: {what}; algo={self.config['algo']['name']} is"
+            " trained on data=prefix_suffix (data.documents_per_row=1)"
+        )
+
     def prefixes(self, batch: dict[str, Tensor]) -> list[Prefix]:
         """The rows of a batch as prefixes and what follows them in the data.
 
@@ -215,11 +227,7 @@ class OnlineAlgorithm(CausalAlgorithm):
         wrong_B = (batch["segment"] > 0).any(-1) | ~prefix_BL.any(-1)
         if bool(wrong_B.any()):
             row = int(batch["index"][wrong_B][0])
-            raise DataError(
-                f"data={self.config['data']['name']}: row {row} is not a prefix and what follows"
-                f" it; algo={self.config['algo']['name']} is trained on"
-                " data=prefix_suffix (data.documents_per_row=1)"
-            )
+            raise self._unfit(f"row {row} is not a prefix and what follows it")
         rows = zip(
             *(batch[name].tolist() for name in ("index", "input_ids", "segment", "response")),
             strict=True,
@@ -231,6 +239,18 @@ class OnlineAlgorithm(CausalAlgorithm):
             prefix = [token for token, part in tokens if part == 0]
             found.append(Prefix(str(index), prefix, [t for t, part in tokens if part == 1]))
         return found
+
+    def choices(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states [P, D] of the places whose next token the model chose, these tokens [P],
+        and the rollouts that they belong to [P].
+
+        Every prompt is read once for all of its rollouts in the batch.
+        """
+        read: Branches = batch["branches"]
+        hidden_NQD = self.backbone.read_branches(*read[:4])
+        token_P = read.branch_NQ.flatten()[read.place_M + 1]
+        row_P = read.place_M // read.branch_NQ.shape[1]
+        return hidden_NQD.flatten(0, 1)[read.place_M], token_P, row_P
 
     @contextmanager
     def sampling(self, settings: RolloutSettings) -> Iterator[LocalRollouts]:

@@ -1,9 +1,8 @@
 """Whole runs that learn from their own samples, on a model of random weights: a second each."""
 
 import json
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,11 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.graceful_stop import GracefulStop
 from callbacks.metrics_csv import read_metrics
 from dataloader import LanguageData
 from models.reference import ReferenceWeights
 from modes import train
+from online import OnlineAlgorithm
 from opening import build_algorithm
 from policy import ThoughtPolicy
 from runtime.errors import Interrupted
@@ -74,23 +73,21 @@ def fit(
     return train.run(configure(folder, run_dir, *overrides, reward=reward))
 
 
-def interrupt(folder: Path, run_dir: Path, step: int, *overrides: str) -> None:
-    """A tiny run that sees a signal behind optimiser step number `step`."""
-    with signalled(step), pytest.raises(Interrupted) as stop:
-        fit(folder, run_dir, *overrides)
+def interrupt(
+    folder: Path, run_dir: Path, step: int, *overrides: str, reward: dict[str, int] | None = None
+) -> None:
+    """A tiny run that gets SIGTERM while it learns from the batch that ends with step `step`."""
+    original = OnlineAlgorithm.training_step
+
+    def training_step(self: OnlineAlgorithm, batch: dict[str, Any], batch_idx: int) -> Any:
+        if self.trainer.global_step == step - self.config["algo"]["updates"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as stop:
+        patch.setattr(OnlineAlgorithm, "training_step", training_step)
+        fit(folder, run_dir, *overrides, reward=reward)
     assert stop.value.step == step
-
-
-@contextmanager
-def signalled(step: int) -> Iterator[None]:
-    """Inside, runs of this process are told to stop behind a step."""
-
-    def told(self: GracefulStop, trainer: Any) -> tuple[int, int]:
-        return (signal.SIGTERM if trainer.global_step == step else 0), 0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GracefulStop, "_agreed", told)
-        yield
 
 
 def build(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from algorithm import LossTerms
 from decoding.categorical import nucleus
-from decoding.rollout import Rollout, RolloutSettings, sequences
+from decoding.rollout import Rollout, RolloutSettings, branches
 from evaluation.rollout_metrics import rollout_metrics
 from objectives.advantages import ADVANTAGES, group_advantages
 from objectives.policy_gradient import AGGREGATIONS, LEVELS, importance_correction, policy_loss
@@ -187,18 +187,15 @@ class ThoughtPolicy(OnlineAlgorithm):
         from: log-probabilities of the reference, of the sampler, and of the weights of now."""
         algo = self.config["algo"]
         with_boundary = algo["score_boundary"]
-        ids_NL, segment_NL, chosen_NL = sequences(rollouts, with_boundary)
         rows = {
-            "input_ids": ids_NL, "segment": segment_NL, "response": chosen_NL,
+            "branches": branches(rollouts, with_boundary),
             "index": torch.stack(list(index)), "advantage": torch.stack(list(advantage)),
             "counts": torch.stack(list(counts)), "felt": torch.stack(list(felt)),
             "sampler": torch.tensor(
                 [*chain.from_iterable(one.logprobs(with_boundary) for one in rollouts)]
             ),
         }  # fmt: skip
-        batch: dict[str, Any] = self.transfer_batch_to_device(
-            self.on_before_batch_transfer(rows, 0), self.device, 0
-        )
+        batch: dict[str, Any] = self.transfer_batch_to_device(rows, self.device, 0)
         batch["reference"] = batch["old"] = None
         if self.reference is not None:
             with self.reference_weights():
@@ -209,13 +206,12 @@ class ThoughtPolicy(OnlineAlgorithm):
 
     def log_probs(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """log p [P] of the tokens that the model chose, and whose they are."""
-        hidden_PD, place_P = self.predicting(cast(dict, batch))
-        token_P = batch["input_ids"].flatten()[place_P + 1]
+        hidden_PD, token_P, row_P = self.choices(batch)
         logp_P = token_log_probs(
             hidden_PD, self.backbone.logits, token_P, self.settings.temperature,
             self.backbone.forbidden_V, self._keep,
         )  # fmt: skip
-        return logp_P, place_P // batch["input_ids"].shape[1]
+        return logp_P, row_P
 
     @property
     def _keep(self) -> Keep | None:

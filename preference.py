@@ -22,7 +22,7 @@ from torch import Tensor
 
 from algorithm import LossTerms
 from decoding.rewrite import Rewriter
-from decoding.rollout import Rollout, RolloutSettings, sequences
+from decoding.rollout import Rollout, RolloutSettings, branches
 from evaluation.preference_metrics import pool_metrics, preference_alerts
 from objectives.likelihood import row_sums
 from objectives.policy_gradient import k3
@@ -239,13 +239,10 @@ class OnlinePreference(OnlineAlgorithm):
         self, rollouts: Sequence[Rollout], index_N: Tensor, learned: bool = True
     ) -> dict[str, Any]:
         """A batch on the device; without `learned` none of its tokens is scored."""
-        ids_NL, segment_NL, chosen_NL = sequences(rollouts)
-        rows = {
-            "input_ids": ids_NL, "segment": segment_NL, "index": index_N,
-            "response": chosen_NL if learned else torch.zeros_like(chosen_NL),
-        }  # fmt: skip
-        prepared = self.on_before_batch_transfer(rows, 0)
-        return self.transfer_batch_to_device(prepared, self.device, 0)
+        read = branches(rollouts)
+        if not learned:
+            read = read._replace(place_M=read.place_M[:0])
+        return self.transfer_batch_to_device({"branches": read, "index": index_N}, self.device, 0)
 
     def refer(self, parts: Sequence[dict[str, Any]]) -> None:
         """Note log ref of every candidate, once for all updates."""
@@ -255,16 +252,15 @@ class OnlinePreference(OnlineAlgorithm):
 
     def token_logp(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """log p [P] of the tokens of the suffixes, and whose they are."""
-        hidden_PD, place_P = self.predicting(cast(dict, batch))
-        token_P = batch["input_ids"].flatten()[place_P + 1]
+        hidden_PD, token_P, row_P = self.choices(batch)
         forbidden_V = self.backbone.forbidden_V
         logp_P = token_log_probs(hidden_PD, self.backbone.logits, token_P, forbidden_V=forbidden_V)
-        return logp_P, place_P // batch["input_ids"].shape[1]
+        return logp_P, row_P
 
     def log_likelihoods(self, batch: Mapping[str, Any]) -> Tensor:
         """log p [N] of the suffixes: sums over their tokens, in nats."""
         logp_P, row_P = self.token_logp(batch)
-        return row_sums(logp_P, row_P, len(batch["input_ids"]))
+        return row_sums(logp_P, row_P, len(batch["index"]))
 
     def part_terms(self, part: Mapping[str, Any]) -> LossTerms:
         """DPO of some pairs; its weight is their number."""
@@ -307,7 +303,7 @@ class OnlinePreference(OnlineAlgorithm):
         with self.reference_weights():
             for batch, (logp_P, row_P) in zip(batches, policy, strict=True):
                 kl_P = k3(self.token_logp(batch)[0] - logp_P)
-                rows = len(batch["input_ids"])
+                rows = len(batch["index"])
                 found.append(row_sums(kl_P, row_P, rows) / row_P.bincount(minlength=rows))
         return torch.cat(found).view(prefixes, measured).mean(-1).tolist()
 
@@ -342,7 +338,7 @@ class BestContinuation(OnlinePreference):
         """-log p of some candidates; its weight is the number of their tokens."""
         logp_P, row_P = self.token_logp(part)
         terms = filtered_likelihood(logp_P)
-        nll_N = row_sums(-logp_P.detach(), row_P, len(part["input_ids"]))
+        nll_N = row_sums(-logp_P.detach(), row_P, len(part["index"]))
         best = nll_N.new_tensor(float(len(part["members"])))
         self.count("logp_chosen", -nll_N.sum(), best)
         return LossTerms(terms.loss, terms.weight, nll_N)

@@ -11,9 +11,9 @@ next prefix takes their places.
 Legend: B rows being decoded, Q tokens a pass reads of each, V vocabulary, D hidden size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -387,24 +387,46 @@ def sampling_distribution(
     return p_BV / p_BV.sum(-1, keepdim=True)
 
 
-def sequences(
-    rollouts: Iterable[Rollout], with_boundary: bool = True
-) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"], Int[Tensor, "N L"]]:
-    """Rollouts as rows for a pass of training, padded on the right to the longest.
+class Branches(NamedTuple):
+    """Rollouts for a pass of training that reads every prompt once (`Backbone.read_branches`).
 
-    Returns:
-        tokens; document numbers (0, and -1 on padding); 1 where the model chose the token
-        (`Rollout.chosen`).
+    A branch begins with the last token of its prompt, which predicts the first one that was
+    sampled. Padding stands on the right.
+
+    Attributes:
+        prefix_PL, length_P: prompts without their last token, and how long they are.
+        branch_NQ: what is read of every rollout.
+        owner_N: its prompt.
+        place_M: places of the flattened [N, Q] whose next token the model chose.
     """
-    listed = list(rollouts)
-    longest = max(len(one.prompt_ids) + len(one.sampled_ids) for one in listed)
-    shape = len(listed), longest
-    ids_NL = torch.zeros(shape, dtype=torch.long)
-    segment_NL, chosen_NL = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
-    for row, rollout in enumerate(listed):
-        tokens = [*rollout.prompt_ids, *rollout.sampled_ids]
-        ids_NL[row, : len(tokens)] = torch.tensor(tokens)
-        segment_NL[row, : len(tokens)] = 0
-        first = len(rollout.prompt_ids)
-        chosen_NL[row, first : len(tokens)] = torch.tensor(rollout.chosen(with_boundary)).long()
-    return ids_NL, segment_NL, chosen_NL
+
+    prefix_PL: Tensor
+    length_P: Tensor
+    branch_NQ: Tensor
+    owner_N: Tensor
+    place_M: Tensor
+
+
+def branches(rollouts: Sequence[Rollout], with_boundary: bool = True) -> Branches:
+    """Rollouts by the prompts that they share.
+
+    Args:
+        rollouts: at least one.
+        with_boundary: see `Rollout.chosen`.
+    """
+    prompts: dict[tuple[int, ...], int] = {}
+    owners = [prompts.setdefault(tuple(one.prompt_ids), len(prompts)) for one in rollouts]
+    prefix_PL = _padded([prompt[:-1] for prompt in prompts])
+    branch_NQ = _padded([[one.prompt_ids[-1], *one.sampled_ids] for one in rollouts])
+    chosen_NQ = _padded([one.chosen(with_boundary) for one in rollouts], branch_NQ.shape[1])
+    lengths = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    place_M = chosen_NQ.flatten().nonzero()[:, 0]
+    return Branches(prefix_PL, lengths, branch_NQ, torch.tensor(owners), place_M)
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int | None = None) -> Tensor:
+    longest = max(1, *map(len, rows)) if width is None else width
+    padded = torch.zeros(len(rows), longest, dtype=torch.long)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded

@@ -6,19 +6,22 @@ pass is given a pattern, which every layer asks for its attention:
     CleanPass     text, every token sees the blocks up to its own; keeps keys and values
     BlockPass     blocks (BLANKs, drafts, candidates), each of which sees the kept keys and values
                   of its document before it, and itself both ways
+    BranchPass    continuations, several of one context that was read once
 
 so that the [x_t ; x_0] of block diffusion is two passes over L and M * S tokens with dense work
 only where its mask is, and the clean half is read once for any number of passes over blocks.
 Without a pattern the model is the causal one that it was, with masks as transformers makes them.
 
 Legend: B rows, L tokens, N blocks of a row, M blocks that are read, S block size, H heads, G heads
-of keys, K head dimension, D features, V vocabulary.
+of keys, K head dimension, D features, V vocabulary; of branches: P prefixes of L tokens, N
+branches of Q tokens.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
@@ -93,6 +96,40 @@ class BlockPass:
         own = k_BQGK.unflatten(1, blocks), v_BQGK.unflatten(1, blocks)
         out = self.attention(q_BQHK.unflatten(1, blocks), self.context[layer], own)
         return out.flatten(1, 2)
+
+
+class BranchPass:
+    """Continuations: a token sees the context of its branch, and its branch up to itself.
+
+    Args:
+        context: keys and values of a clean pass over the contexts, by layer.
+        owner_N: the context of every branch.
+        visible_NQS: what every token of a branch sees, of its context and then of its branch.
+    """
+
+    def __init__(
+        self, context: dict[int, tuple[Tensor, Tensor]], owner_N: Tensor, visible_NQS: Tensor
+    ) -> None:
+        self.context, self.owner_N = context, owner_N
+        self.visible_N1QS = visible_NQS[:, None]
+
+    def attend(
+        self, layer: int, q_BQHK: Tensor, k_BQGK: Tensor, v_BQGK: Tensor
+    ) -> Float[Tensor, "B Q H K"]:
+        """Keys and values of a context are read by all of its branches."""
+        keys, values = (
+            torch.cat([there[self.owner_N], own], dim=1).transpose(1, 2)
+            for there, own in zip(self.context[layer], (k_BQGK, v_BQGK), strict=True)
+        )
+        groups = q_BQHK.shape[2] // k_BQGK.shape[2]
+        grouped = q_BQHK.device.type == "cpu"
+        if not grouped:
+            # With a mask and groups together a GPU would take its slow kernel.
+            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+        out = F.scaled_dot_product_attention(
+            q_BQHK.transpose(1, 2), keys, values, attn_mask=self.visible_N1QS, enable_gqa=grouped
+        )
+        return out.transpose(1, 2)
 
 
 def pattern_attention(
@@ -230,6 +267,34 @@ class Backbone(nn.Module):
         pattern = BlockPass(attention, context)
         hidden_BQD = self._run(inputs_BMSD.flatten(1, 2), position_BMS.flatten(1), pattern)
         return hidden_BQD.unflatten(1, inputs_BMSD.shape[1:3])
+
+    def read_branches(
+        self,
+        prefix_PL: Int[Tensor, "P L"],
+        length_P: Int[Tensor, " P"],
+        branch_NQ: Int[Tensor, "N Q"],
+        owner_N: Int[Tensor, " N"],
+    ) -> Float[Tensor, "N Q D"]:
+        """Hidden states behind the final norm of continuations whose prefixes are read once.
+
+        The same as reading every prefix with its continuation, in as many passes fewer over the
+        prefix as it has continuations. Padding stands on the right of both.
+
+        Args:
+            prefix_PL, length_P: prefixes, and their tokens without the padding.
+            branch_NQ: continuations.
+            owner_N: the prefix of each.
+        """
+        prefixes, length = prefix_PL.shape
+        place_L = torch.arange(length, device=prefix_PL.device).expand(prefixes, length)
+        attention = self.attention(torch.zeros_like(place_L), place_L, length, 1)
+        _, context = self.read(prefix_PL, place_L, attention, only_keys=True)
+        step_Q = torch.arange(branch_NQ.shape[1], device=branch_NQ.device)
+        behind_N1 = length_P[owner_N][:, None]
+        seen_NQL = (place_L[owner_N] < behind_N1)[:, None].expand(-1, len(step_Q), -1)
+        own_NQQ = (step_Q <= step_Q[:, None]).expand(len(owner_N), -1, -1)
+        pattern = BranchPass(context, owner_N, torch.cat([seen_NQL, own_NQQ], dim=-1))
+        return self._run(self.embed(branch_NQ), behind_N1 + step_Q, pattern)
 
     def _run(self, inputs_BQD: Tensor, position_BQ: Tensor, pattern: Pattern) -> Tensor:
         # A mask with four axes is taken as it is; transformers would make one of the positions.

@@ -179,7 +179,10 @@ def test_which_tokens_have_a_loss(folder, score):
     columns = [torch.tensor(0)] * 2, [torch.tensor(1.0)] * 2, [torch.tensor(True)] * 2
     with torch.no_grad():
         part = algorithm.part(rollouts, *columns, columns[2])
-    row, place = part["place"] // 9, part["place"] % 9 + 1
+    read = part["branches"]
+    width = read.branch_NQ.shape[1]
+    # A branch begins with the last of the three tokens of the prompt.
+    row, place = read.place_M // width, read.place_M % width + 3
     chosen = [place[row == n].tolist() for n in range(2)]
     assert chosen == [[3, 4, 6, 7, 8], [3, 4, 5, 6, 7, 8] if score else [3, 4, 6, 7, 8]]
     boundary = [-3.2] if score else []
@@ -212,7 +215,8 @@ def test_no_judgement_is_not_a_reward_of_zero(folder):
     for part in parts:
         own = invalid[first : first + len(part["counts"])]
         part["advantage"][own] = 5.0
-        part["reference"][own[part["place"] // part["input_ids"].shape[1]]] = torch.inf
+        read = part["branches"]
+        part["reference"][own[read.place_M // read.branch_NQ.shape[1]]] = torch.inf
         first += len(own)
     again, others = learned(algorithm, experience)
     assert torch.equal(loss, again) and all(map(torch.equal, gradients, others))

@@ -237,7 +237,7 @@ def test_dpo_is_a_slow_computation(folder, pairing, rows, parts):
     pools = with_prefixes(algorithm, batch, found)
     pairs = [(row, *lesson) for row in pools for lesson in row["lessons"]]
     assert len(experience.parts) == (parts or len(experience.parts))
-    assert all(len(part["input_ids"]) <= rows for part in experience.parts)
+    assert all(len(part["index"]) <= rows for part in experience.parts)
     assert rows == 100 or len(experience.parts) > 1
     loss, weight, gradients = learned(algorithm, experience)
     assert weight == len(pairs) > 1

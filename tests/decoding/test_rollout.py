@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from decoding.categorical import nucleus
-from decoding.rollout import LocalRollouts, Rollout, RolloutSettings, sequences
+from decoding.rollout import LocalRollouts, Rollout, RolloutSettings, branches
+from models.backbone import Backbone
 from models.tiny_causal import tiny_causal
 from objectives.token_log_probs import token_log_probs
 
@@ -127,13 +128,52 @@ def test_forbidden_tokens_are_never_drawn(target, settings):
     assert min(min(one.sampled_ids) for one in some) >= 100
 
 
-def test_rows_come_back_and_become_sequences(target, settings):
+def test_rows_come_back(target, settings):
     found = sampler(target, settings).sample(PROMPTS[:1], 2)
     assert [Rollout.from_row(one.to_row() | {"arm": "x"}) for one in found] == found
-    ids, segment, chosen = sequences(found)
-    assert ids[0, :6].tolist() == PROMPTS[0][1] and int(chosen[0, :6].sum()) == 0
-    assert int(chosen[0].sum()) == len(found[0].logprobs())
-    assert (segment == 0).sum(-1).tolist() == [6 + len(one.sampled_ids) for one in found]
+
+
+def test_branches_share_their_prompts(target, settings):
+    """A pass that reads every prompt once has the hidden states of one that reads all anew."""
+    found = sampler(target, settings).sample([*PROMPTS, ("d", [OPEN])], 3)
+    read = branches(found[::-1])
+    assert (
+        len(read.prefix_PL) == 4 and read.owner_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    )
+    backbone = Backbone(target.model, target.mask_token_id, len(target.tokenizer))
+    wanted, tokens = [], []
+    with torch.no_grad():
+        hidden_NQD = backbone.read_branches(*read[:4])
+        for one in found[::-1]:
+            ids = torch.tensor(one.prompt_ids + one.sampled_ids)
+            first = len(one.prompt_ids)
+            chosen = torch.tensor([first + n for n, flag in enumerate(one.chosen()) if flag])
+            alone = target.model.base_model(input_ids=ids[None]).last_hidden_state[0]
+            wanted.append(alone[chosen - 1])
+            tokens.append(ids[chosen])
+    hidden_ND = hidden_NQD.flatten(0, 1)[read.place_M]
+    torch.testing.assert_close(hidden_ND, torch.cat(wanted), atol=1e-4, rtol=0)
+    assert read.branch_NQ.flatten()[read.place_M + 1].equal(torch.cat(tokens))
+
+
+def test_gradients_flow_through_a_shared_prompt():
+    target = tiny_causal(extra_tokens=["<think>", "</think>"], num_hidden_layers=2)
+    settings = RolloutSettings(OPEN, CLOSE, target.stop_ids, 3, 4)
+    found = LocalRollouts(target.model, settings).sample(PROMPTS[:2], 3)
+    backbone = Backbone(target.model, target.mask_token_id, len(target.tokenizer))
+    backbone.requires_grad_(True)
+
+    def gradients(parts):
+        backbone.zero_grad()
+        for part in parts:
+            read = branches(part)
+            hidden = backbone.read_branches(*read[:4]).flatten(0, 1)[read.place_M]
+            hidden.square().sum().backward()
+        return [weight.grad.clone() for weight in backbone.parameters() if weight.grad is not None]
+
+    together = gradients([found])
+    for one, wanted in zip(together, gradients([[rollout] for rollout in found]), strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_boundary_that_the_model_wrote_need_not_count():
@@ -142,7 +182,8 @@ def test_a_boundary_that_the_model_wrote_need_not_count():
     assert written.chosen() == [True] * 4 and written.logprobs() == [-1.0, -2.0, -3.0, -4.0]
     assert written.chosen(False) == [True, False, True, True]
     assert written.logprobs(False) == [-1.0, -3.0, -4.0]
-    assert sequences([written], False)[2].tolist() == [[0, 0, 1, 0, 1, 1]]
+    assert branches([written]).place_M.tolist() == [0, 1, 2, 3]
+    assert branches([written], False).place_M.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

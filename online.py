@@ -33,7 +33,7 @@ from callbacks.throughput import available_memory
 from causal import CausalAlgorithm
 from data.errors import DataError
 from data.journal import encode_row
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import Branches, LocalRollouts, RolloutSettings
 from evaluation.rollout_metrics import alerts
 from models.causal import forget_decoding_copy
 from models.reference import ReferenceWeights
@@ -239,6 +239,18 @@ class OnlineAlgorithm(CausalAlgorithm):
             prefix = [token for token, part in tokens if part == 0]
             found.append(Prefix(str(index), prefix, [t for t, part in tokens if part == 1]))
         return found
+
+    def choices(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states [P, D] of the places whose next token the model chose, these tokens [P],
+        and the rollouts that they belong to [P].
+
+        Every prompt is read once for all of its rollouts in the batch.
+        """
+        read: Branches = batch["branches"]
+        hidden_NQD = self.backbone.read_branches(*read[:4])
+        token_P = read.branch_NQ.flatten()[read.place_M + 1]
+        row_P = read.place_M // read.branch_NQ.shape[1]
+        return hidden_NQD.flatten(0, 1)[read.place_M], token_P, row_P
 
     @contextmanager
     def sampling(self, settings: RolloutSettings) -> Iterator[LocalRollouts]:

@@ -74,6 +74,26 @@ NEEDED = {
         f"large_scale/{path.stem}": ["training.from_pretrained={ckpt}"]
         for path in CONFIGS.glob("experiment/large_scale/*_stage3_*.yaml")
     },
+    "qwen3_0p6b_base": ["algo=sft_raw"],
+    **{f"thinking/{name}": ["algo=sft_raw"] for name in ("qwen3_0p6b", "smoke_size")},
+    "thinking/prefix_suffix": ["algo=sft_raw"],
+    "thinking/phase3": ["judge.backend.generator.model=a"],
+    **{
+        f"thinking/{stage}_{arm}{size}": ["training.from_pretrained={ckpt}"]
+        for stage, arm in (
+            ("sft", "think_phase3"),
+            ("rlmt", "think_base"),
+            ("rlmt", "think_phase3"),
+        )
+        for size in ("", "_smoke")
+    },
+    **{
+        f"thinking/rlmt_{arm}": [
+            "training.from_pretrained={ckpt}",
+            "reward.backend.generator.model=a",
+        ]
+        for arm in ("think_base", "think_phase3")
+    },
     "smollm2": ["algo=dflash"],
     "tiny_causal": ["algo=dflash"],
     "dflash_smoke_size": ["algo=dflash", "checkpointing.keep_every_n_steps=4"],

@@ -24,6 +24,7 @@ from torch import Tensor
 from algorithm import LossTerms
 from decoding.categorical import nucleus
 from decoding.rollout import Rollout, RolloutSettings, branches
+from decoding.rollout_server import ERROR, GeneratorRollouts, ServerRollouts
 from evaluation.rollout_metrics import rollout_metrics
 from objectives.advantages import ADVANTAGES, group_advantages
 from objectives.policy_gradient import AGGREGATIONS, LEVELS, importance_correction, policy_loss
@@ -55,6 +56,11 @@ class ThoughtPolicy(OnlineAlgorithm):
                 f"algo.samples={algo['samples']}: a sample is compared with the others of its"
                 " prefix; allowed an integer >= 2"
             )
+        if algo.get("sampler") is not None and algo["correction"] is None:
+            raise ConfigError(
+                "algo.correction=null: importance correction when the generator is a server"
+                " (algo.sampler); allowed: {level:token,cap:2.0}, or algo.sampler=null"
+            )
         if algo["updates"] > 1 and algo["top_p"] < 1 and algo["sampling_mask"] == "match":
             raise ConfigError(
                 f"algo.updates={algo['updates']} algo.top_p={algo['top_p']}: after a step the"
@@ -77,6 +83,7 @@ class ThoughtPolicy(OnlineAlgorithm):
         )
         # A model that is only opened, whose architecture is known, needs no judge.
         self._reward: ContinuationReward | None = None
+        self._sampler: ServerRollouts | None = None
         if algo.get("backbone") is None:
             self._reward = self._judge()
 
@@ -133,8 +140,29 @@ class ThoughtPolicy(OnlineAlgorithm):
     def roll_out(self, prefixes: Sequence[Prefix]) -> list[Rollout]:
         """K rollouts of every prefix, in order."""
         opened = [(one.id, [*one.prefix_ids, self.settings.open_id]) for one in prefixes]
-        with self.sampling(self.step_settings(self.settings)) as sampler:
-            return sampler.sample(opened, self.config["algo"]["samples"])
+        settings, samples = self.step_settings(self.settings), self.config["algo"]["samples"]
+        if self.config["algo"].get("sampler") is not None:
+            return self.remote(settings).sample(opened, samples)
+        with self.sampling(settings) as sampler:
+            return sampler.sample(opened, samples)
+
+    def remote(self, settings: RolloutSettings) -> GeneratorRollouts:
+        """`algo.sampler`, which has heard of the weights of now from one rank."""
+        if self._sampler is None:
+            self._sampler = cast(ServerRollouts, instantiate(self.config["algo"]["sampler"]))
+        sampler = self._sampler.rollouts(settings, self.backbone.forbidden_V)
+        if self.trainer.is_global_zero:
+            self._sampler.follow(self.backbone.model)
+        # The others ask no sooner than the server has them.
+        self.trainer.strategy.barrier("weights of the server")
+        return sampler
+
+    def teardown(self, stage: str) -> None:
+        """The server hears that no more weights come."""
+        super().teardown(stage)
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
 
     def judged(
         self, prefixes: Sequence[Prefix], rollouts: Sequence[Rollout]
@@ -155,7 +183,8 @@ class ThoughtPolicy(OnlineAlgorithm):
                 "prefix": texts[one.prefix_id][0],
                 "thought": self.text(one.thought_ids),
                 "suffix": suffix,
-                "reward": judgement.score,
+                # What got no answer has nothing that could be judged.
+                "reward": None if one.suffix_finish == ERROR else judgement.score,
                 "reason": judgement.reason,
                 "thought_tokens": len(one.thought_ids),
                 "suffix_tokens": len(one.suffix_ids),

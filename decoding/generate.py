@@ -7,7 +7,7 @@ server. Both are a `Generator`.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -117,6 +117,7 @@ class GenerationSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed {allowed}")
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Answers requests."""
 

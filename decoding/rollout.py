@@ -4,9 +4,9 @@
                      sampled                     inserted   sampled
 
 A thought that does not end by itself is ended, so every sample has a suffix to judge. All samples
-of a prefix share what was read of it: it is read once, and its keys and values enter the cache as
-many times as there are samples. Rows go on at their own pace, each leaves when it is done, and the
-next prefix takes their places.
+of a prefix share what was read of it: it is read once, and so are its keys and values in every pass
+(`models.shared_prefix`; where attention is not our own, each sample has a copy of them). Rows go on
+at their own pace, each leaves when it is done, and the next prefix takes their places.
 
 Legend: B rows being decoded, Q tokens a pass reads of each, V vocabulary, D hidden size.
 """
@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 
 from decoding.categorical import invert, keyed_uniform64, nucleus
 from decoding.generate import request_key
+from models.grouped_attention import NAME as GROUPED
 from models.row_cache import RowCache, prefill
+from models.shared_prefix import PrefixCache
 
 # Sets these draws apart from others with the same seed.
 _STREAM = 0x726F6C6C
@@ -214,7 +216,7 @@ class LocalRollouts:
         boundary = [self.settings.close_id]
         for prefix_id, prompt in prompts:
             self._check(prefix_id, prompt, self.settings.thought_tokens + 1)
-            self._check_opened(prefix_id, prompt)
+        check_opened(prompts, self.settings.open_id)
         return self._run(
             [
                 [_Row(prefix_id, k, list(prompt), boundary) for k in range(samples)]
@@ -250,8 +252,8 @@ class LocalRollouts:
         numbers = [0] * len(prompts) if numbers is None else numbers
         for (prefix_id, prompt), thought, k in zip(prompts, thoughts, numbers, strict=True):
             self._check(prefix_id, prompt, len(thought) + 1)
-            self._check_opened(prefix_id, prompt)
             groups.append([self._plain(prefix_id, k, prompt, thought, boundary)])
+        check_opened(prompts, self.settings.open_id)
         return self._run(groups)
 
     def _plain(
@@ -271,19 +273,15 @@ class LocalRollouts:
                 f" {longest} beside thought and suffix; allowed 1 .. {longest}"
             )
 
-    def _check_opened(self, prefix_id: str, prompt: Sequence[int]) -> None:
-        if prompt[-1] != self.settings.open_id:
-            raise ValueError(
-                f"prefix {prefix_id!r}: ends with token {prompt[-1]}; allowed: the opening"
-                f" delimiter, {self.settings.open_id}"
-            )
-
     @torch.no_grad()
     def _run(self, groups: Sequence[Sequence[_Row]]) -> list[Rollout]:
         waiting = list(groups)
         size = max(map(len, groups), default=1)
         capacity = max(size, self.settings.rows)
-        cache = RowCache(self.model.config.num_hidden_layers, capacity)
+        # Only attention of our own can read a prefix once for all of its samples.
+        sharing = size > 1 and self.model.config._attn_implementation == GROUPED
+        kind = PrefixCache if sharing else RowCache
+        cache = kind(self.model.config.num_hidden_layers, capacity)
         rows: list[_Row] = []
         while waiting or rows:
             free = (capacity - len(rows)) // size
@@ -326,6 +324,7 @@ class LocalRollouts:
             attention_mask=cache.mask(queries, self.model.dtype),
             past_key_values=cache,
             use_cache=True,
+            **cache.attention_options(),
         ).last_hidden_state
         cache.commit(counts)
         last_B = torch.tensor(counts, device=device) - 1
@@ -372,6 +371,16 @@ class LocalRollouts:
             row.pending = [*row.pending, *row.boundary]
 
 
+def check_opened(prompts: Sequence[tuple[str, Sequence[int]]], open_id: int) -> None:
+    """Raises ValueError where a prompt, by its id, does not end with the opening delimiter."""
+    for prefix_id, prompt in prompts:
+        if list(prompt[-1:]) != [open_id]:
+            raise ValueError(
+                f"prefix {prefix_id!r}: ends with token {[*prompt[-1:]]}; allowed: the opening"
+                f" delimiter, {open_id}"
+            )
+
+
 def sampling_distribution(
     logits_BV: Float[Tensor, "B V"],
     temperature: float,
@@ -383,8 +392,11 @@ def sampling_distribution(
     logits_BV = logits_BV.float()
     if forbidden_V is not None:
         logits_BV = logits_BV.masked_fill(forbidden_V, -torch.inf)
-    p_BV = nucleus((logits_BV / temperature).softmax(-1), top_p)
-    return p_BV / p_BV.sum(-1, keepdim=True)
+    p_BV = (logits_BV / temperature).softmax(-1)
+    if top_p == 1.0:
+        return p_BV
+    kept_BV = nucleus(p_BV, top_p)
+    return kept_BV / kept_BV.sum(-1, keepdim=True)
 
 
 class Branches(NamedTuple):

@@ -94,6 +94,10 @@ class RowCache(Cache):
         """[B, Q] places of the next `queries` tokens of every row."""
         return self._rows.positions(queries)
 
+    def attention_options(self) -> dict[str, Any]:
+        """What a pass has to be told beside positions and mask."""
+        return {}
+
     def mask(self, queries: int, dtype: torch.dtype) -> Tensor | None:
         """What the next `queries` tokens of every row may see: its past, and up to themselves.
 
@@ -103,7 +107,7 @@ class RowCache(Cache):
         """
         if queries == 1 and len(set(self.lengths)) == 1:
             return None
-        position_BQ = self.positions(queries)
+        position_BQ = self._rows.positions(queries)
         place_S = torch.arange(self._rows.longest + queries, device=position_BQ.device)
         hidden_BQS = place_S > position_BQ[..., None]
         mask_BQS = torch.zeros(hidden_BQS.shape, dtype=dtype, device=hidden_BQS.device)
@@ -153,6 +157,8 @@ class _RowLayer(CacheLayerMixin):
 
     def move(self, sources: list[int], places: list[int], length: int) -> None:
         """Copy the first `length` tokens of some rows to other places, all at once."""
+        if length == 0:
+            return
         assert self.keys is not None and self.values is not None
         self.keys[places, :, :length] = self.keys[sources, :, :length]
         self.values[places, :, :length] = self.values[sources, :, :length]

@@ -20,6 +20,7 @@ _NULLABLE = {"nullable": True}
 _JUDGES = "rewards.judges"
 _CONTINUATION = {"of": "modes.continuation_eval", "optional": True}
 _LEVELS = ("token", "sequence")
+_SAMPLER = "decoding.rollout_server"
 
 
 def _is_options(value: Any) -> bool:
@@ -181,4 +182,28 @@ THINKING_KEYS: tuple[Key, ...] = (
     text("mode.text_column", **_OPTIONAL),
     choice("mode.delimiter_in_text", "reject", "escape", **_OPTIONAL),
     integer("mode.passage_words", 1, **_OPTIONAL, **_NULLABLE),
+    # rollouts from a server
+    Key(
+        "algo.sampler",
+        lambda v: isinstance(v, dict) and "_target_" in v,
+        "null, +algo/sampler=server",
+        nullable=True,
+        optional=True,
+    ),
+    Key(
+        "algo.sampler.sync",
+        lambda v: v == "none" or isinstance(v, dict),
+        "none, +algo/sampler/sync=trl_vllm",
+        of=_SAMPLER,
+        optional=True,
+    ),
+    text("algo.sampler.base_url", of=_SAMPLER, **_OPTIONAL),
+    text("algo.sampler.model", of=_SAMPLER, **_OPTIONAL),
+    flag("algo.sampler.processed_logprobs", of=_SAMPLER, **_OPTIONAL),
+    number("algo.sampler.max_failed", "[0, 1]", of=_SAMPLER, **_OPTIONAL),
+    integer("algo.sampler.concurrency", 1, of=_SAMPLER, **_OPTIONAL),
+    number("algo.sampler.timeout_s", "(0, inf)", of=_SAMPLER, **_OPTIONAL),
+    integer("algo.sampler.retries", 0, of=_SAMPLER, **_OPTIONAL),
+    number("algo.sampler.backoff_s", "[0, inf)", of=_SAMPLER, **_OPTIONAL),
+    integer("algo.sampler.max_failures", 1, of=_SAMPLER, **_OPTIONAL),
 )

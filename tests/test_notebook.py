@@ -1,5 +1,6 @@
 """The notebooks run from their own folder and from the root, and are what their .py twins say."""
 
+import json
 import os
 import re
 import runpy
@@ -25,6 +26,7 @@ NOTEBOOKS = ROOT / "notebooks"
 EXPECTED = {
     "best_of_block": (("the truth, read as clean text", "within its reach", "the score alone"), 4),
     "look_inside": (("▢", "the original", "nats per token over"), 4),
+    "one_thought": (("prefixes, mean reward", "training and sampling differ", "swapped"), 3),
     "speculative_block": (("REFUSED", "the target's own", "tau = "), 1),
 }
 TWINS = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
@@ -40,6 +42,7 @@ def checkpoints(tmp_path_factory):
     found = {
         "best_of_block": best(scorer / "run"),
         "look_inside": look_inside(tmp_path_factory),
+        "one_thought": one_thought(tmp_path_factory),
         "speculative_block": best(draft / "run"),
     }
     assert sorted(found) == TWINS == sorted(EXPECTED)
@@ -60,6 +63,30 @@ def look_inside(tmp_path_factory):
     )  # fmt: skip
     train.run(cfg)
     return folder / "run" / "checkpoints" / "best.ckpt"
+
+
+def one_thought(tmp_path_factory):
+    """Twelve steps on sums with their working, in a model of a few thousand weights."""
+    from modes import train
+
+    folder = tmp_path_factory.mktemp("thought")
+    rows = [
+        {"id": f"{a}+{b}", "source_sha": f"{a}+{b}", "raw_text": f"{a} + {b} = {a + b}\n",
+         "augmented_text": f"{a} + {b} = <think>{a} + {b} = {a + b}</think> {a + b}\n"}
+        for a in range(10) for b in range(10)
+    ]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = compose_config(
+        "algo=sft_thoughts", "model=tiny_thinker", "model.hidden_size=32", "model.length=64",
+        "model.num_hidden_layers=2", "data=thoughts", f"data.files={folder}/rows.jsonl",
+        "data.end_suffix=true", "loader.global_batch_size=4", "optim.lr=1e-2", "training.ema=0",
+        "trainer=cpu", "trainer.max_steps=12", "trainer.val_check_interval=12",
+        "trainer.limit_val_batches=1", "trainer.enable_progress_bar=false",
+        "+trainer.enable_model_summary=false", f"paths.cache_dir={folder / 'cache'}",
+        run_dir=folder / "run",
+    )  # fmt: skip
+    train.run(cfg)
+    return best(folder / "run")
 
 
 def run_script(path, folder):
@@ -112,15 +139,14 @@ def test_notebook_runs_from_its_folder(name, checkpoints, monkeypatch):
     assert len(images) == EXPECTED[name][1]
 
 
-@pytest.mark.slow
-def test_best_of_block_trains_a_chain_where_there_is_none(tmp_path):
-    """In a copy of the checkout, so that it finds no outputs; its scorer finds some truths."""
+def run_in_a_copy(name, tmp_path):
+    """What the script of a notebook prints in a copy of the checkout, where it finds no outputs."""
     for path in ROOT.iterdir():
         if not path.name.startswith(".") and path.name not in ("outputs", "notebooks"):
             (tmp_path / path.name).symlink_to(path)
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     done = subprocess.run(
-        [sys.executable, "notebooks/best_of_block.py"],
+        [sys.executable, f"notebooks/{name}.py"],
         cwd=tmp_path,
         env=environment(MPLBACKEND="Agg", PALIMPSEST_CACHE=str(tmp_path / "cache")),
         capture_output=True,
@@ -128,9 +154,29 @@ def test_best_of_block_trains_a_chain_where_there_is_none(tmp_path):
         timeout=540,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_best_of_block_trains_a_chain_where_there_is_none(tmp_path):
+    """Its scorer finds some truths."""
+    said = run_in_a_copy("best_of_block", tmp_path)
     assert (tmp_path / "outputs/best_of_block/nce/checkpoints/best.ckpt").is_file()
-    gains = [float(gain) for gain in re.findall(r" ([+-][0-9.]+) \[", done.stdout)]
+    gains = [float(gain) for gain in re.findall(r" ([+-][0-9.]+) \[", said)]
     assert gains[0] == 0.0 and max(gains) > 0.0, "by alpha, the first of which is 0"
+
+
+@pytest.mark.slow
+def test_one_thought_trains_a_model_where_there_is_none(tmp_path):
+    """It gets some sums right behind its own thoughts, and its gradient step prefers those."""
+    said = run_in_a_copy("one_thought", tmp_path)
+    assert (tmp_path / "outputs/one_thought/sft/checkpoints/last.ckpt").is_file()
+    gap = float(re.search(r"differ by at most (\S+) nats", said)[1])
+    moves = re.findall(r"^\w+ +[0-9.]+ +(-?[0-9.]+) +(-?[0-9.]+)$", said, re.MULTILINE)
+    means = dict(re.findall(r"^(own|blank|swapped) +\d+ +\d+ +([0-9.]+) ", said, re.MULTILINE))
+    assert gap < 1e-4 and len(moves) == len(means) == 3
+    assert all(float(rewarded) > float(unrewarded) for rewarded, unrewarded in moves)
+    assert float(means["own"]) > float(means["swapped"])
 
 
 @pytest.mark.parametrize("name", TWINS)

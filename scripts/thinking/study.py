@@ -1,7 +1,7 @@
 """Does self-improving pretraining make a better start for thinking? The whole study, offline.
 
     python scripts/thinking/study.py [--out FOLDER] [--jobs N] [--size small|smoke]
-        [--until phase3|sft|rlmt|tables] [override ...]
+        [--until base|sft|rlmt|tables] [override ...]
 
 A tiny causal model on chain sums of reasoning-gym, whose answers can be checked; a thought is the
 sum term by term. The documents are shared out by source: pretrain, phase3, sft, rlmt, gate. The
@@ -67,7 +67,7 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 360, 150, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
+        (600, 100, 520, 120, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
     ),
     "smoke": Size(
         400, 4,
@@ -157,19 +157,21 @@ class Study:
         """The last weights of a training."""
         return self.out / name / "checkpoints" / "last.ckpt"
 
-    def phase3(self) -> None:
-        """The base model, and self-improving pretraining from it."""
-        base, phase3, *_ = self.size.steps
+    def base(self) -> None:
+        """The base model."""
         texts = (
             "data.form=raw",
             "data.documents_per_row=null",
             f"loader.global_batch_size={self.size.rows}",
         )
-        self.train("base", base, None, "algo=sft_raw", "optim.lr=2e-3", "data.share=pretrain",
-                   *texts)  # fmt: skip
+        self.train("base", self.size.steps[0], None, "algo=sft_raw", "optim.lr=2e-3",
+                   "data.share=pretrain", *texts)  # fmt: skip
+
+    def phase3(self) -> None:
+        """Self-improving pretraining, and whether its continuations beat the base's."""
         online = self._online("phase3", self.size.prefixes[0])
-        self.train("phase3", phase3, "base", "algo=online_dpo", "judge=verifiable",
-                   "optim.lr=1e-4", *online)  # fmt: skip
+        self.train("phase3", self.size.steps[1], "base", "algo=online_dpo", "judge=verifiable",
+                   "optim.lr=2e-5", *online)  # fmt: skip
         self.run(
             "continuation", "mode=continuation_eval", "judge=verifiable", "trainer=cpu",
             f"eval.checkpoint_path={self.checkpoint('phase3')}",
@@ -187,9 +189,9 @@ class Study:
         )  # fmt: skip
 
     def sft(self) -> None:
-        """Three arms, their evaluation and its table."""
+        """Self-improving pretraining, three arms, their evaluation and its table."""
         steps = self.size.steps[2]
-        starts = {"raw_base": "base", "think_base": "base", "think_phase3": "phase3"}
+        starts = {"think_phase3": "phase3", "think_base": "base", "raw_base": "base"}
         self.together([self._arm(name, start, steps) for name, start in starts.items()])
         self._table("sft_table", "mode=sft_table", [f"sft_eval/{name}" for name in starts])
 
@@ -197,6 +199,8 @@ class Study:
         form = "raw" if name.startswith("raw") else "interleaved"
 
         def trained() -> None:
+            if start == "phase3":
+                self.phase3()
             self.train(
                 f"sft/{name}", steps, start, "algo=sft_thoughts", "data.share=sft",
                 f"data.form={form}", "data.documents_per_row=null", "optim.lr=2e-3",
@@ -215,16 +219,16 @@ class Study:
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=1e-4"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=2e-4"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=1e-4")
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=2e-4")
         runs["seed_published_rate"] = start, steps, (
             "algo=rlmt_seed", "optim.lr=1e-7", "trainer.gradient_clip_val=0.1",
         )  # fmt: skip
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=1e-4", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=2e-4", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])
@@ -300,13 +304,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/thinking_study"))
     parser.add_argument("--jobs", type=int, default=1, help="stages at a time where they can be")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--until", choices=("phase3", "sft", "rlmt", "tables"), default="tables")
+    parser.add_argument("--until", choices=("base", "sft", "rlmt", "tables"), default="tables")
     parser.add_argument("overrides", nargs="*", help="of every training")
     options = parser.parse_args()
     study = Study(options.out.resolve(), SIZES[options.size], options.jobs, options.overrides)
     study.problems()
     study.thoughts()
-    for name, part in (("phase3", study.phase3), ("sft", study.sft), ("rlmt", study.rlmt)):
+    for name, part in (("base", study.base), ("sft", study.sft), ("rlmt", study.rlmt)):
         part()
         if name == options.until:
             return

@@ -33,7 +33,8 @@ from callbacks.throughput import available_memory
 from causal import CausalAlgorithm
 from data.errors import DataError
 from data.journal import encode_row
-from decoding.rollout import Branches, LocalRollouts, RolloutSettings
+from decoding.branches import Branches
+from decoding.rollout import LocalRollouts, RolloutSettings
 from evaluation.rollout_metrics import alerts
 from models.causal import forget_decoding_copy
 from models.reference import ReferenceWeights

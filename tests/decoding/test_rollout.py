@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from decoding.branches import branches
 from decoding.categorical import nucleus
-from decoding.rollout import LocalRollouts, Rollout, RolloutSettings, branches
+from decoding.rollout import LocalRollouts, Rollout, RolloutSettings
 from models.backbone import Backbone
 from models.tiny_causal import tiny_causal
 from objectives.token_log_probs import token_log_probs

@@ -25,6 +25,7 @@ from evaluation.rollout_metrics import (
 from evaluation.statistics import Interval, wilson_interval
 
 TIE = 1e-9
+SIGNIFICANT = 0.05
 # What the published gate asked of its arms.
 MAX_INVALID, MAX_NEAR_ZERO = 0.05, 0.50
 
@@ -84,9 +85,10 @@ class GatePair:
         left, right: names.
         mean_reward_delta: mean over prefixes of the difference of their mean rewards.
         interval: 95 % of it, drawing prefixes; None for a single one.
-        p: two-sided, from the same draws; None for a single prefix.
-        significant: the interval lies on one side of zero. Nothing is adjusted for the number of
-            pairs.
+        p: two-sided, from the same draws, and no smaller than so few prefixes can show
+            (`evaluation.grouped.least_p`); None for a single one.
+        significant: the interval lies on one side of zero, and p is at most 0.05. Nothing is
+            adjusted for the number of pairs.
         right_better_prefix_rate, left_better_prefix_rate, tie_prefix_rate: shares of prefixes.
         shared_prefixes: their number.
     """
@@ -229,6 +231,7 @@ def gate_pair(
     # Every prefix is a group of its own.
     measure, p = Groups(np.arange(len(shared))).difference(right_M, left_M)
     interval = interval_of(measure)
+    is_apart = interval is not None and (interval.low > 0 or interval.high < 0)
     difference_M: Floats = right_M - left_M
     return GatePair(
         left=left,
@@ -236,7 +239,7 @@ def gate_pair(
         mean_reward_delta=float(difference_M.mean()),
         interval=interval,
         p=p,
-        significant=interval is not None and (interval.low > 0 or interval.high < 0),
+        significant=is_apart and p is not None and p <= SIGNIFICANT,
         right_better_prefix_rate=float(np.mean(difference_M >= TIE)),
         left_better_prefix_rate=float(np.mean(difference_M <= -TIE)),
         tie_prefix_rate=float(np.mean(np.abs(difference_M) < TIE)),

@@ -35,8 +35,9 @@ NOTES = (
     " bootstraps of fewer than some twenty prefixes.",
     "Closed Think Rate counts boundaries, which are inserted; Closed by Itself those that the model"
     " wrote.",
-    "Significant: the interval of the delta lies on one side of zero; nothing is adjusted for the"
-    " number of comparisons. The go/no-go fields look at values alone.",
+    "Significant: the interval of the delta lies on one side of zero, and p, which is not below"
+    " 2^(1 - m) where m prefixes differ, is at most 0.05; nothing is adjusted for the number of"
+    " comparisons. The go/no-go fields look at values alone.",
 )
 
 

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 RESAMPLES = 2000
+# Sums of rates may differ by rounding.
+_EQUAL = 1e-12
 
 
 class Measure(NamedTuple):
@@ -85,14 +87,25 @@ class Groups:
     def difference(self, first_M: NDArray, second_M: NDArray) -> tuple[Measure, float | None]:
         """Mean of a paired difference and its p-value.
 
-        Twice the smaller share of resamples on either side of zero, at least 1 / resamples; None
-        for one group.
+        Twice the smaller share of resamples on either side of zero, at least `least_p`; None for
+        one group.
         """
         difference_M = first_M.astype(np.float64) - second_M.astype(np.float64)
+        differing = int(np.count_nonzero(np.abs(self.sums(difference_M[:, None])) > _EQUAL))
         value, draws_D, over = self._ratio_draws(difference_M)
         tail = min(float(np.mean(draws_D <= 0)), float(np.mean(draws_D >= 0)))
-        p = min(1.0, max(2 * tail, 1 / len(draws_D))) if self.number > 1 else None
+        p = max(min(1.0, 2 * tail), least_p(differing, len(draws_D))) if self.number > 1 else None
         return self.measure(value, draws_D, over), p
+
+
+def least_p(differing: int, resamples: int) -> float:
+    """No p-value of a paired difference is below this, however alike the groups are.
+
+    max(1 / D, 2^(1 - m)): D resamples show no smaller share, and of m groups that differ at all the
+    signs have 2^m equally likely patterns without a difference, of which two are the most extreme
+    (Fisher's sign-flip test, two-sided). Resamples alone call two groups out of two certain.
+    """
+    return min(1.0, max(1 / resamples, 2.0 ** (1 - differing)))
 
 
 def quotient(above: NDArray | float, below: NDArray | float) -> Floats:

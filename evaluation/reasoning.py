@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.fingerprint import fingerprint
-from evaluation.grouped import RESAMPLES, Groups
+from evaluation.grouped import RESAMPLES, Groups, least_p
 from evaluation.statistics import wilson_interval
 
 Floats = NDArray[np.float64]
@@ -239,12 +239,14 @@ class _Draws:
 
     Attributes:
         ks: of Pass@k.
+        values_PK: of every problem, by benchmark.
         mean_K, draw_DK: by benchmark, and under `MACRO`.
         determined: where there is more than one problem (in the macro average, of every benchmark).
     """
 
     def __init__(self, ks: Sequence[int]) -> None:
         self.ks = ks
+        self.values_PK: dict[str, Floats] = {}
         self.mean_K: dict[str, Floats] = {}
         self.draw_DK: dict[str, Floats] = {}
         self.determined: dict[str, bool] = {}
@@ -258,6 +260,7 @@ class _Draws:
         for name, one in found.items():
             assert one.samples == samples, "all benchmarks have n samples of a problem"
             values_PK = _columns(one, self.ks)
+            self.values_PK[name] = values_PK
             self.mean_K[name] = values_PK.mean(0)
             self.draw_DK[name] = groups[name].times_DG @ values_PK / len(values_PK)
             self.determined[name] = len(values_PK) > 1
@@ -279,13 +282,22 @@ class _Draws:
 
     def minus(self, left: "_Draws", name: str, column: int) -> Change:
         """The paired difference of two arms: p is twice the smaller share of resamples on either
-        side of zero, at least 1 / D."""
+        side of zero, at least `least_p`."""
         value = float(self.mean_K[name][column] - left.mean_K[name][column])
         if not self.determined[name]:
             return Change(value, None, None, None)
         draws_D = self.draw_DK[name][:, column] - left.draw_DK[name][:, column]
         tail = min(float(np.mean(draws_D <= 0)), float(np.mean(draws_D >= 0)))
-        return Change(value, *_ends(draws_D), min(1.0, max(2 * tail, 1 / len(draws_D))))
+        least = least_p(self._differing(left, name, column), len(draws_D))
+        return Change(value, *_ends(draws_D), max(min(1.0, 2 * tail), least))
+
+    def _differing(self, left: "_Draws", name: str, column: int) -> int:
+        """Problems that are not alike in both arms, of a benchmark or of all."""
+        names = list(self.values_PK) if name == MACRO else [name]
+        return sum(
+            int(np.count_nonzero(self.values_PK[n][:, column] != left.values_PK[n][:, column]))
+            for n in names
+        )
 
 
 def _columns(one: Problems, ks: Sequence[int]) -> Floats:

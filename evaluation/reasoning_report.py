@@ -79,7 +79,8 @@ def said(table: ReasoningTable) -> list[str]:
     lines.append(
         f"95 %: {table.resamples} resamples of whole problems, percentiles (Pass@{n} of an arm:"
         " Wilson). Comparisons are right minus left on the same problems; p: twice the smaller"
-        f" share of resamples on either side of zero, not below 1/{table.resamples}."
+        f" share of resamples on either side of zero, not below 1/{table.resamples}, nor below"
+        " 2^(1 - m) where m problems differ."
     )
     if any(row.mean.low == row.mean.high for row in table.rows):
         lines.append("An interval of resamples has no width where all problems came out alike.")

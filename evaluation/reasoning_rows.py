@@ -240,7 +240,8 @@ def gather(
                     f"arm={arm}: no rows of benchmark={name}; allowed: arms that all have"
                     f" {', '.join(benchmarks)}, or mode.benchmarks without it"
                 )
-        ids = list(dict.fromkeys(key[0] for one in arms.values() for key in one[name]))
+        # Resamples are drawn by place, so the place must not depend on the order of files.
+        ids = sorted({key[0] for one in arms.values() for key in one[name]})
         for arm, one in arms.items():
             require_all(one[name], ids, number, f"arm={arm}, benchmark={name}")
             found[arm][name] = _problems(one[name], ids, number)

@@ -179,6 +179,15 @@ def test_what_is_always_better_is_significant():
     assert better.p == pytest.approx(1 / 2000)
 
 
+@pytest.mark.parametrize(("prefixes", "p"), [(2, 0.5), (5, 0.0625), (6, 0.03125)])
+def test_few_prefixes_prove_little_however_alike_they_are(prefixes, p):
+    """Of 2^m patterns of signs two are as one-sided as this; a prefix that ties is none of m."""
+    tied = gate({"a": arm_rows([1] * prefixes + [2]), "b": arm_rows([3] * prefixes + [2])})
+    assert tied.pairs[0].p >= p
+    alone = gate({"a": arm_rows([1] * prefixes), "b": arm_rows([3] * prefixes)}).pairs[0]
+    assert alone.p == p and alone.interval.low > 0 and alone.significant == (prefixes == 6)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=8))
 def test_identities(counts):

@@ -126,6 +126,21 @@ def test_one_problem_has_no_interval():
     assert table.deltas[0].mean.p is None and table.macro[0].any.low is None
 
 
+def test_few_problems_prove_little_however_alike_they_are():
+    """All problems are better by the same, so every resample is: the signs of three, or of five in
+    both benchmarks together, have a pattern like this by chance in 1 of 4, or 1 of 16, cases."""
+    counts = {"x": [1, 2, 3], "y": [4, 5]}
+    arms = {
+        arm: {name: Problems(8, [Problem(c + more, 9) for c in of]) for name, of in counts.items()}
+        for arm, more in (("a", 0), ("b", 1))
+    }
+    deltas = {delta.benchmark: delta for delta in reasoning_table(arms).deltas}
+    assert {name: delta.mean.p for name, delta in deltas.items()} == {
+        "x": 0.25, "y": 0.5, MACRO: 0.0625,
+    }  # fmt: skip
+    assert all(delta.tokens.p == 1.0 for delta in deltas.values())
+
+
 def test_an_arm_that_is_not_there():
     with pytest.raises(DataError, match="comparison with c: no such arm; allowed: a"):
         reasoning_table({"a": {"x": SMALL}}, [("c", "a")])

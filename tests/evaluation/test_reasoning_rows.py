@@ -80,6 +80,13 @@ def test_counts_per_problem_in_an_order_that_arms_share():
     assert counts["b"]["x"].of == [Problem(1, 11), Problem(2, 11)] and counts["b"]["x"].samples == 2
 
 
+def test_the_order_of_rows_decides_nothing():
+    """Resamples are of places: halves of two hosts, merged either way, have one interval."""
+    rows = [row(f"p{n}", 0, correct=n % 3 == 0) for n in range(9)]
+    counts = [gather(collected(*some), ["x"])[0] for some in (rows, rows[5:] + rows[:5])]
+    assert counts[0] == counts[1]
+
+
 def test_a_missing_sample_is_named():
     with pytest.raises(
         DataError,

@@ -6,6 +6,7 @@ RUN/ARM/conditions.json    what the answers depend on
 RUN/ARM/reasoning.json     the numbers of this arm alone; the same in reasoning.md
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +17,11 @@ from data.files import read_objects
 from data.journal import encode_row
 from data.storage import atomic_file
 from evaluation.benchmark_run import Row
+from evaluation.comparison import flatten
 from evaluation.reasoning import ReasoningTable
 from evaluation.reasoning_report import report_markdown, report_text
 from evaluation.reasoning_rows import Arms, add_rows
-from modes.benchmark_folder import FOLDER, PARTIAL
+from modes.benchmark_folder import CONDITIONS, FOLDER, PARTIAL, read_json
 from modes.compare import run_folders
 from runtime.errors import ConfigError
 from runtime.run import write_json
@@ -83,6 +85,43 @@ def read_runs(patterns: Sequence[str], own: Path) -> tuple[Arms, list[Path]]:
     for path in files:
         add_rows(arms, read_objects(path))
     return arms, files
+
+
+def compared(arm_dirs: Sequence[Path], benchmarks: Collection[str]) -> list[str]:
+    """What a reader must know of arms that were not sampled alike, by their conditions.json.
+
+    Raises:
+        DataError: an arm whose folders have answers of two models.
+    """
+    models: dict[str, tuple[Path, Any]] = {}
+    settings: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    notes: list[str] = []
+    for arm_dir in (one for one in arm_dirs if (one / CONDITIONS).is_file()):
+        path, arm = arm_dir / CONDITIONS, arm_dir.name
+        for name, one in read_json(path, ALLOWED).items():
+            model = _weights(one["model"])
+            first, known = models.setdefault(arm, (path, model))
+            if model != known:
+                raise DataError(
+                    f"{path}: arm={arm} has answers of another model here than by {first};"
+                    " allowed: one model per arm, of which halves may be merged"
+                )
+            if name in benchmarks:
+                facts = flatten({key: one.get(key) for key in ("settings", "prefix")})
+                other, base = settings.setdefault(name, (arm, facts))
+                notes += [
+                    f"{name}: {key} is {json.dumps(base.get(key))} in {other} and"
+                    f" {json.dumps(facts.get(key))} in {arm}"
+                    for key in sorted({*base, *facts})
+                    if base.get(key) != facts.get(key)
+                ]
+    return notes
+
+
+def _weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's identity; its name, a path of one host, only where there is nothing better."""
+    named = model.get("fingerprint") is None
+    return {key: value for key, value in model.items() if named or key != "target"}
 
 
 def write_numbers(

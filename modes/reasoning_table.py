@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from evaluation.reasoning import ReasoningTable, reasoning_table
 from evaluation.reasoning_report import plot_reasoning, report_markdown, report_text
 from evaluation.reasoning_rows import gather
-from modes.reasoning_folder import read_runs
+from modes.reasoning_folder import compared, read_runs
 from runtime.config import to_plain
 from runtime.errors import ConfigError
 from runtime.run import write_json
@@ -21,7 +21,8 @@ NAME = "reasoning_table"
 def run(cfg: DictConfig) -> dict[str, float]:
     """Rebuild the tables of all arms from their rows alone.
 
-    Writes reasoning_table.md, .json and .png.
+    Writes reasoning_table.md, .json and .png. Where conditions.json stands beside the rows it is
+    seen that an arm is one model, and said which settings of sampling are not those of all.
 
     Returns:
         `mean/ARM/BENCHMARK`, `any/...` and `tokens/...` of every arm, benchmark and the macro
@@ -30,7 +31,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
     Raises:
         ConfigError: no such folder, or an arm or benchmark that is not there.
-        DataError: rows that cannot be merged or compared: which sample is missing or there twice.
+        DataError: rows that cannot be merged or compared: which sample is missing or there twice,
+            or which arm is of two models.
     """
     out, mode = Path(cfg.paths.run_dir), to_plain(cfg.mode)
     runs = [mode["runs"]] if isinstance(mode["runs"], str) else mode["runs"]
@@ -38,7 +40,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     names = _chosen("arms", mode["arms"], list(arms))
     arms = {name: arms[name] for name in names}
     there = list(dict.fromkeys(name for one in arms.values() for name in one))
-    counts, notes = gather(arms, _chosen("benchmarks", mode["benchmarks"], sorted(there)))
+    benchmarks = _chosen("benchmarks", mode["benchmarks"], sorted(there))
+    counts, notes = gather(arms, benchmarks)
+    folders = list(dict.fromkeys(file.parent for file in files if file.parent.name in arms))
+    notes += compared(folders, benchmarks)
     pairs = _pairs(mode["comparisons"], names)
     notes.append(f"rows: {', '.join(map(str, files))}")
     table = reasoning_table(counts, pairs, notes)

@@ -38,6 +38,36 @@ def table(folder, *overrides):
     return reasoning_table.run(cfg)
 
 
+def note(folder, arm, fingerprint, temperature=0.6, target="best.ckpt"):
+    """The conditions of an arm's answers to benchmark x."""
+    model = {"target": target, "fingerprint": fingerprint}
+    one = {"model": model, "settings": {"temperature": temperature, "seed": 1}, "prefix": ""}
+    (folder / arm / "conditions.json").write_text(json.dumps({"x": one}))
+
+
+def test_halves_of_two_models_are_no_arm_and_other_settings_are_said(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one, "base", "x", [0, 1], ids="pq")
+    write(two, "base", "x", [1, 2], ids="rs")
+    write(two, "rlmt", "x", [1, 1, 2, 2])
+    note(one, "base", "f")
+    note(two, "base", "f", target="elsewhere/best.ckpt")
+    note(two, "rlmt", "g", temperature=1.0)
+    runs = f"mode.runs=[{one},{two}]"
+    table(tmp_path, runs)
+    notes = json.loads((tmp_path / "table" / "reasoning_table.json").read_text())["notes"]
+    assert notes[0] == "x: settings.temperature is 0.6 in base and 1.0 in rlmt"
+    assert notes[1].startswith("rows: ")
+    note(two, "base", "g")
+    with pytest.raises(DataError, match=r"two/base/conditions\.json: arm=base has answers of"):
+        table(tmp_path, runs)
+    # A server says of its model no more than the name.
+    note(one, "base", None, target="a")
+    note(two, "base", None, target="b")
+    with pytest.raises(DataError, match=r"arm=base has answers of another model here than by "):
+        table(tmp_path, runs)
+
+
 def test_folders_of_two_hosts(tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     write(one, "base", "x", [0, 1, 2, 0])

@@ -66,6 +66,15 @@ def evidence_table(arms: Sequence[Arm]) -> Cells:
     return _cells(_EVIDENCE, arms)
 
 
+def remarks(arms: Sequence[Arm]) -> list[str]:
+    """What makes arms less than comparable: losses of other rows are of other texts."""
+    rows = {arm["arm"]: arm["rows"] for arm in arms if arm.get("rows") is not None}
+    if len(set(rows.values())) < 2:
+        return []
+    said = ", ".join(f"{arm} {number}" for arm, number in rows.items())
+    return [f"Not the same validation rows, so that losses cannot be compared: {said}"]
+
+
 def _check(arms: Sequence[Arm]) -> None:
     names: set[str] = set()
     for arm in arms:

@@ -1,6 +1,5 @@
 """mode=sft_eval: losses by format and kind of token, repetition, and what the training cost."""
 
-import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from callbacks.progress import progress_bar
+from data.journal import encode_row
+from data.storage import atomic_file
 from dataloader import LanguageData
 from decoding.generate import GenerationRequest, GenerationSettings, Generator
 from evaluation.degeneration import repeated_share
@@ -228,5 +229,6 @@ def _plain(one: Written) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    # Rows of a run that was killed never stand beside the numbers of an earlier one.
+    with atomic_file(path, "paths.run_dir") as file:
+        file.writelines(encode_row(dict(line)) for line in lines)

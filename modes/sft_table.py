@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from evaluation.benchmark_report import markdown
-from evaluation.sft_table import NOTES, evidence_table, sft_table
+from evaluation.sft_table import NOTES, evidence_table, remarks, sft_table
 from evaluation.tables import text_table
 from modes.benchmark_folder import read_json
 from modes.compare import run_folders, show_list
@@ -42,9 +42,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"{markdown(*table)}\n" for table in tables)
     sources = ", ".join(map(str, files))
-    (out / "sft_table.md").write_text(f"{lines}\n{NOTES}\n\nRuns: {sources}\n", encoding="utf-8")
-    write_json(out / "sft_table.json", {"arms": arms})
-    print("\n\n".join(text_table(*table) for table in tables) + "\n" + NOTES)
+    notes = "\n\n".join([NOTES, *remarks(arms)])
+    (out / "sft_table.md").write_text(f"{lines}\n{notes}\n\nRuns: {sources}\n", encoding="utf-8")
+    write_json(out / "sft_table.json", {"arms": arms, "notes": remarks(arms)})
+    print("\n\n".join(text_table(*table) for table in tables) + "\n" + notes)
     return {
         f"{name}/{arm['arm']}": value
         for arm in arms

@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import DataError
-from evaluation.sft_table import evidence_table, sft_table
+from evaluation.sft_table import evidence_table, remarks, sft_table
 
 KEYS = (
     "arm", "primary_metric", "val_loss_raw", "val_loss_selected", "repetition_4gram_rate_data",
@@ -37,6 +37,14 @@ def test_what_an_arm_does_not_say_is_a_dash():
     header, rows = evidence_table([{**arms()[0], "rows": 512, "val_loss_raw_se": 0.0125}])
     cells = dict(zip(header, rows[0], strict=True))
     assert (cells["Rows"], cells["Raw SE"], cells["Selected SE"]) == ("512", "0.012500", "-")
+
+
+def test_arms_on_other_rows_are_said_to_be():
+    raw, think, phase3 = arms()
+    assert remarks([raw, think]) == remarks([raw | {"rows": 8}, think]) == []
+    assert remarks([raw | {"rows": 8}, think | {"rows": 8}]) == []
+    (said,) = remarks([raw | {"rows": 8}, think | {"rows": 4}, phase3])
+    assert said.endswith("cannot be compared: raw_base SFT 8, think_base SFT 4")
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,13 @@ class MathGrader:
             return Verdict(True, answer)
         said = self._judge.ask(gold=gold, text=shown)
         if said.value is None:
-            return Verdict(False, answer, said.reason)
+            return Verdict(False, answer, said.reason, decided=False)
         found = said.value["found"] if answer is None else answer
         if found is None:
             return NO_ANSWER
-        reason = "" if said.value["gold"] else f"the item's answer {gold!r} is not understood"
-        return Verdict(said.value["correct"], found, reason)
+        if not said.value["gold"]:
+            return Verdict(False, found, f"the item's answer {gold!r} is not understood", False)
+        return Verdict(said.value["correct"], found)
 
     def check(self, item: Item) -> None:
         """Raise ValueError unless the item has an answer."""

@@ -50,7 +50,7 @@ class ReasoningGymGrader:
         answers = [answer[:_LONGEST_ANSWER] for answer in answers]
         said = self._judge.ask(task=task, answers=answers, entry=entry)
         if said.value is None:
-            return Verdict(False, answers[0], said.reason)
+            return Verdict(False, answers[0], said.reason, decided=False)
         score, answer = said.value["score"], answers[said.value["best"]]
         reason = f"score {score:.2f}" if 0 < score < LEAST_SCORE else ""
         return Verdict(score >= LEAST_SCORE, answer, reason)

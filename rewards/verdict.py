@@ -17,11 +17,15 @@ class Verdict:
         correct: whether the text solves the item.
         extracted: what was read out of the text as its answer; None: nothing was found.
         reason: one line where it is not plainly right or wrong.
+        decided: false where the grader could not compare: it ran out of time or memory, its process
+            died, or the item's answer is nothing that it understands. A benchmark counts that as
+            not solved; a reward must not.
     """
 
     correct: bool
     extracted: str | None
     reason: str = ""
+    decided: bool = True
 
 
 NO_ANSWER = Verdict(False, None, "no answer found")

@@ -19,7 +19,8 @@ class VerifiableReward:
     """1 if both answers are equal, 0 if not or if the candidate has none; a `ContinuationReward`.
 
     Answers are equal letter by letter, white space folded, or as decimal numbers: 1,000 is 1000.0.
-    A reference without an answer cannot be judged by, which is invalid.
+    A reference without an answer cannot be judged by, which is invalid, and so is what a grader
+    cannot compare.
 
     Args:
         pattern: regular expression whose last match is the answer, by its first group if it has
@@ -72,6 +73,8 @@ class VerifiableReward:
         if self.grader is None:
             return Judgement(float(same_answer(right, said)))
         verdict = self.grader.grade({"id": case.id, "answer": right}, said)
+        if not verdict.decided:
+            return Judgement(None, verdict.reason)
         return Judgement(float(verdict.correct), verdict.reason)
 
 

@@ -86,6 +86,14 @@ def test_the_limit_is_named(grader, monkeypatch):
     monkeypatch.setattr(grader._judge, "timeout_s", 0.4)
     verdict = grader.grade({"answer": "4"}, "The answer is 9**9**9**9")
     assert (verdict.extracted, verdict.reason) == ("9**9**9**9", "timed out after 0.4 s")
+    assert not verdict.decided
+
+
+def test_an_answer_of_the_item_that_is_not_understood_decides_nothing(grader):
+    verdict = grader.grade({"answer": "}{"}, "The answer is 4")
+    assert verdict.reason == "the item's answer '}{' is not understood"
+    assert not verdict.correct and not verdict.decided
+    assert grader.grade({"answer": "5"}, "The answer is 4").decided
 
 
 def test_a_long_answer_is_none(grader):

@@ -68,6 +68,22 @@ def test_a_grader_compares_in_its_own_way():
     assert VerifiableReward(grader=Last()).identity()["grader"] == {"grader": "last"}
 
 
+class Undecided(Last):
+    """Has no time for an answer that begins with a power."""
+
+    def grade(self, item, text):
+        if text.startswith("9**"):
+            return Verdict(False, text, "timed out after 5 s", decided=False)
+        return super().grade(item, text)
+
+
+def test_what_a_grader_cannot_compare_is_invalid():
+    assert judged("9**9", "9", grader=Undecided()) == Judgement(None, "timed out after 5 s")
+    assert judged("8", "9", grader=Undecided()).score == 0.0
+    judge = VerifiablePairwise(grader=Undecided())
+    assert judge.compare([Pair("1", "", "9**9", "9", "9")])[0].winner is None
+
+
 def test_pairs_are_decided_by_the_right_answer():
     judge = VerifiablePairwise()
     rows = [("4", "5", "4"), ("5", "4", "4"), ("4", "4.0", "4"), ("6", "5", "4"), ("4", "5", "")]

@@ -58,12 +58,10 @@ class ReferenceWeights:
         """Inside, the policy's parameters hold these weights; no number is copied."""
         live = [parameter.data for parameter in parameters]
         try:
-            for parameter, weight in zip(parameters, self.weights, strict=True):
-                parameter.data = weight
+            _hold(parameters, self.weights)
             yield
         finally:
-            for parameter, weight in zip(parameters, live, strict=True):
-                parameter.data = weight
+            _hold(parameters, live)
 
     def to(self, device: torch.device) -> None:
         """Move to where the policy is."""
@@ -85,3 +83,10 @@ class ReferenceWeights:
         self.steps = int(state["steps"])
         for weight, stored in zip(self.weights, state["weights"], strict=True):
             weight.copy_(stored)
+
+
+def _hold(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> None:
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight
+    # Autocast knows its rounded copies by the parameter, and would go on with the other weights'.
+    torch.clear_autocast_cache()

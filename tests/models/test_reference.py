@@ -66,6 +66,21 @@ def test_in_place_and_back_also_after_an_error():
     assert list(layer.parameters()) == policy
 
 
+def test_in_place_under_autocast():
+    """Autocast keeps a rounded copy of every weight that it has seen."""
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    policy = list(layer.parameters())
+    reference = ReferenceWeights(policy, "frozen")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        start = layer(x)
+        torch.clear_autocast_cache()
+        policy[0] += 1.0
+        now = layer(x)
+        with reference.in_place(policy):
+            assert torch.equal(layer(x), start) and not torch.equal(start, now)
+        assert torch.equal(layer(x), now)
+
+
 def test_state_is_a_copy_and_comes_back():
     policy = parameters(1.0, 5.0)
     reference = ReferenceWeights(policy, "periodic", every=2)

@@ -124,7 +124,7 @@ class ThoughtPolicy(OnlineAlgorithm):
         ).view(len(prefixes), algo["samples"])
         valid_GK = ~reward_GK.isnan()
         # 3. Advantages within groups.
-        advantage_GK = group_advantages(reward_GK.nan_to_num(0.0), valid_GK, algo["advantage"])
+        advantage_GK = group_advantages(reward_GK, valid_GK, algo["advantage"])
         # 4. Pieces for the passes of training.
         mixed_G = (advantage_GK != 0).any(-1, keepdim=True)
         felt_GK = valid_GK & mixed_G if algo["kl"]["mixed_groups_only"] else valid_GK
@@ -201,7 +201,8 @@ class ThoughtPolicy(OnlineAlgorithm):
         """Of the rollouts of all ranks, which every rank then knows."""
         rows = self.gather_rows(mine)
         self.keep_samples(rows)
-        found = rollout_metrics(rows, self.remembered_numbers.get("baseline_tokens"))
+        tags = self.config["algo"]["open"], self.config["algo"]["close"]
+        found = rollout_metrics(rows, self.remembered_numbers.get("baseline_tokens"), tags)
         self.remembered_numbers.setdefault("baseline_tokens", found["avg_total_new_tokens"])
         found.setdefault("response_length_growth", 0.0)
         tokens = sum(row["thought_tokens"] + row["suffix_tokens"] for row in mine)

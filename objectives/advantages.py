@@ -11,7 +11,8 @@ Only rloo gives the exact policy gradient in expectation, dr_grpo (K - 1) / K of
 weighs prefixes by how hard they are.
 
 A sample without a verdict is not a sample with reward 0: it is left out of mean, std and K, and
-its own advantage is 0, which trains nothing. So is that of one with nobody to be compared with.
+its own advantage is 0, which trains nothing. So is that of one with nobody to be compared with, and
+of one in a group of equal rewards, exactly: rounded, 0.7 less the mean of sixteen 0.7 is not 0.
 
 Legend: G groups (prefixes), K samples of each.
 """
@@ -70,7 +71,8 @@ def group_advantages(
     kind: str = "grpo",
     eps: float | int = 1e-6,
 ) -> Float[Tensor, "G K"]:
-    """A_k of every sample; 0 for invalid ones and in groups with fewer than two valid ones.
+    """A_k of every sample; 0 for invalid ones, and in groups whose valid ones are all equal or
+    fewer than two.
 
     Args:
         reward_GK: rewards; what stands where nothing is valid is not looked at.
@@ -85,7 +87,11 @@ def group_advantages(
         raise ValueError(f"advantage={kind}: allowed {', '.join(ADVANTAGES)}")
     kept_GK = reward_GK.detach().masked_fill(~valid_GK, 0.0)
     moments = _moments(kept_GK, valid_GK)
-    compared_GK = valid_GK & (moments.count_G >= 2.0)[:, None]
+    largest_G = kept_GK.masked_fill(~valid_GK, -torch.inf).amax(-1)
+    smallest_G = kept_GK.masked_fill(~valid_GK, torch.inf).amin(-1)
+    # Of infinite rewards it is nan, and so are their advantages, which the guard of a step sees.
+    spread_G = largest_G - smallest_G
+    compared_GK = valid_GK & (spread_G != 0.0)[:, None]
     return ADVANTAGES[kind](kept_GK, moments, eps).masked_fill(~compared_GK, 0.0)
 
 

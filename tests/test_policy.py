@@ -236,12 +236,21 @@ def test_groups_that_teach_nothing_need_not_feel_the_reference(folder, felt):
     algorithm, batch = build(folder, f"algo.kl.mixed_groups_only={not felt}", reward={"invalid": 6})
     rows = experienced(algorithm, batch)[2]
     for row in rows[:4]:
-        row["reward"] = 1.0
+        row["reward"] = 0.7  # three times of which is not 2.1
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(algorithm), "judged", lambda *_: rows)
         parts = algorithm.collect(batch).parts
     assert torch.cat([part["felt"] for part in parts])[:4].tolist() == [felt] * 4
     assert torch.cat([part["counts"] for part in parts])[:4].tolist() == [True] * 4
+
+
+def test_artifacts_are_counted_by_the_delimiters_of_the_run(folder):
+    own = ("model.extra_tokens=['<a>','</a>']", "algo.open='<a>'", "algo.close='</a>'")
+    algorithm, batch = build(folder, *own)
+    row = experienced(algorithm, batch)[2][0] | {"thought": "one", "suffix": " two"}
+    rates = [algorithm._metrics([row | {"suffix": suffix}], 1.0, 1.0)["artifact_rate"]
+             for suffix in (" two", " <a>two")]  # fmt: skip
+    assert rates == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(("mask", "wanted"), [("match", 1.0), ("full", 0.9)])

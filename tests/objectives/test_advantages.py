@@ -51,6 +51,21 @@ def test_nothing_to_compare_is_zero(kind):
     assert (group_advantages(reward, valid, kind) == 0.0).all()
 
 
+@pytest.mark.parametrize("kind", ADVANTAGES)
+@pytest.mark.parametrize("reward", [0.1, 0.7, 2 / 3, 1.4])
+def test_equal_fractions_are_exactly_equal(kind, reward):
+    """Their mean is rounded: whoever asks for advantages that are not 0 would find them mixed."""
+    reward_GK = torch.full((1, 16), reward)
+    assert (reward_GK - reward_GK.mean()).abs().max() > 0.0
+    found = group_advantages(reward_GK, torch.ones(1, 16, dtype=torch.bool), kind)
+    assert (found == 0.0).all()
+
+
+def test_rewards_without_bound_are_not_hidden():
+    found = group_advantages(torch.full((1, 4), math.inf), torch.ones(1, 4, dtype=torch.bool))
+    assert found.isnan().all()
+
+
 def slow(rewards, kind, eps):
     """One group, sample by sample."""
     known = [r for r in rewards if r is not None]

@@ -76,6 +76,30 @@ def claim(run_dir: Path, conditions: Mapping[str, Any], arms: Mapping[str, Any])
     write_json(path, {**facts, "arms": {**known, **facts["arms"]}})
 
 
+def compared(folders: Sequence[Path]) -> list[str]:
+    """What a reader must know of arms from several folders, by their conditions.json.
+
+    Raises:
+        DataError: another judge in one than in another: rewards that cannot be compared.
+    """
+    there = {one: one / CONDITIONS for one in folders if (one / CONDITIONS).is_file()}
+    known = {one: flatten(read_json(path, ALLOWED)) for one, path in there.items()}
+    notes = [f"{one}: no {CONDITIONS}, so who judged is not known"
+             for one in folders if one not in known and len(folders) > 1]  # fmt: skip
+    (first, base), *others = known.items() or [(Path(), {})]
+    for one, facts in others:
+        for key in sorted(key for key in {*base, *facts} if not key.startswith("arms.")):
+            old, new = (json.dumps(found.get(key)) for found in (base, facts))
+            if old != new and key.startswith("reward."):
+                raise DataError(
+                    f"{there[one]}: {key}={new}, but {old} in {first}; allowed: folders with one"
+                    " judge"
+                )
+            if old != new:
+                notes.append(f"{key}: {old} in {first}, {new} in {one}")
+    return notes
+
+
 def write_prefixes(run_dir: Path, prefixes: Sequence[GatePrefix]) -> None:
     """Keep the prefixes for all arms and later runs."""
     (run_dir / PARTIAL).mkdir(parents=True, exist_ok=True)
@@ -93,17 +117,19 @@ def read_prefixes(run_dir: Path) -> list[GatePrefix]:
         raise DataError(f"{path}: not the prefixes of a gate ({error}); remove it") from error
 
 
-def write_arm(run_dir: Path, name: str, rows: Sequence[Row]) -> None:
-    """An arm's rollouts and its own numbers."""
+def write_arm(run_dir: Path, name: str, rows: Sequence[Row], tags: tuple[str, str]) -> None:
+    """An arm's rollouts and its own numbers; `tags` are the delimiters of thoughts."""
     (run_dir / ARMS).mkdir(parents=True, exist_ok=True)
     _write_rows(run_dir / ARMS / f"{name}.jsonl", rows)
-    arm = gate({name: rows}).arms[name]
+    arm = gate({name: rows}, tags=tags).arms[name]
     write_json(run_dir / ARMS / f"{name}.json", {"arm": name, **plain_arm(arm)})
 
 
 def write_probe(run_dir: Path, name: str, rows: Sequence[Row], options: Mapping[str, Any]) -> None:
     """An arm's suffixes behind other thoughts, and which thoughts were asked for."""
     (run_dir / PROBE).mkdir(parents=True, exist_ok=True)
+    # What an earlier probe was asked for is never said of the rows of this one.
+    (run_dir / PROBE / f"{name}.json").unlink(missing_ok=True)
     _write_rows(run_dir / PROBE / f"{name}.jsonl", rows)
     write_json(run_dir / PROBE / f"{name}.json", options)
 

@@ -26,12 +26,11 @@ def probe_options(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_probe(cfg: DictConfig, prefixes: Sequence[GatePrefix]) -> None:
-    """See before anything is sampled that every prefix will have its thoughts.
+def check_probe(cfg: DictConfig) -> None:
+    """See before anything is opened that the options of a probe can be.
 
     Raises:
-        ConfigError: more samples than the gate has, or a single prefix.
-        DataError: a prefix without a teacher's thought.
+        ConfigError: more samples than the gate has, a single prefix, or no file of a teacher.
     """
     mode = cfg.mode
     if not mode.probe:
@@ -41,13 +40,26 @@ def check_probe(cfg: DictConfig, prefixes: Sequence[GatePrefix]) -> None:
             f"mode.probe_samples={mode.probe_samples}: allowed 1 .. mode.samples={mode.samples},"
             " null"
         )
-    if len(prefixes) < 2:
+    if mode.prefixes < 2:
         raise ConfigError(
-            f"mode.prefixes={len(prefixes)}: a thought of another prefix needs one; allowed: an"
+            f"mode.prefixes={mode.prefixes}: a thought of another prefix needs one; allowed: an"
             " integer >= 2 with mode.probe=true"
         )
-    if mode.teacher is not None:
-        teacher_thoughts(Path(mode.teacher), prefixes)
+    if mode.teacher is not None and not Path(mode.teacher).is_file():
+        raise ConfigError(
+            f"mode.teacher={mode.teacher}: no such file; allowed: a .jsonl of rows"
+            ' {"prefix": TEXT, "thought": TEXT}, null'
+        )
+
+
+def check_teacher(cfg: DictConfig, prefixes: Sequence[GatePrefix]) -> None:
+    """See before anything is sampled that every prefix will have its thoughts.
+
+    Raises:
+        DataError: a prefix without a teacher's thought.
+    """
+    if cfg.mode.probe and cfg.mode.teacher is not None:
+        teacher_thoughts(Path(cfg.mode.teacher), prefixes)
 
 
 def other_thoughts(

@@ -6,23 +6,25 @@ from omegaconf import DictConfig
 
 from evaluation.gate import gate
 from modes.compare import run_folders, show_list
-from modes.gate_folder import ARMS, metrics_of, read_arms, read_probes, write_results
+from modes.gate_folder import ARMS, compared, metrics_of, read_arms, read_probes, write_results
 from runtime.errors import ConfigError
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Count the rollouts in the folders of `mode.runs`, whatever hosts they are from.
 
-    Only the rows in `arms/` and `probe/` are read: no model, no judge, no summary. Writes
-    gate.json, gate.md and gate.png, and thought_probe.json and .md if there are rows of it.
+    Only the rows in `arms/` and `probe/` are counted: no model, no judge, no summary. By the
+    conditions.json of several folders it is seen that one judge gave all rewards, and what else is
+    unlike is said. Writes gate.json, gate.md and gate.png, and thought_probe.json and .md if there
+    are rows of it.
 
     Returns:
         as mode=reward_gate.
 
     Raises:
         ConfigError: folders without rollouts.
-        DataError: a row that is none, arms that are there twice, lack samples, or saw other
-            prefixes.
+        DataError: a row that is none, arms that are there twice, lack samples, saw other
+            prefixes, or had another judge.
     """
     out, patterns = Path(cfg.paths.run_dir), cfg.mode.runs
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -36,6 +38,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
         )
     found = gate(arms, cfg.mode.base_arm, cfg.mode.phase3_arm, (cfg.mode.open, cfg.mode.close))
     table = write_results(
-        out, read_probes(folders, arms), found, [f"runs: {', '.join(map(str, folders))}"]
+        out,
+        read_probes(folders, arms),
+        found,
+        [*compared(folders), f"runs: {', '.join(map(str, folders))}"],
     )
     return metrics_of(found, table)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from algorithm import Algorithm
@@ -38,13 +38,19 @@ from modes.gate_folder import (
     write_probe,
     write_results,
 )
-from modes.gate_probe import Thoughts, check_probe, other_thoughts, probe_options
+from modes.gate_probe import (
+    Thoughts,
+    check_probe,
+    check_teacher,
+    other_thoughts,
+    probe_options,
+)
 from modes.sample_eval import sampling_device
 from objectives.keyed import fold_key
 from opening import evaluation_data, open_to_answer
 from rewards.continuation import ContinuationReward
 from runtime.checkpoint import provenance
-from runtime.config import instantiate
+from runtime.config import instantiate, to_plain
 from runtime.errors import ConfigError
 from runtime.overrides import overridden_keys
 from runtime.progress import counting
@@ -94,19 +100,24 @@ def run(cfg: DictConfig) -> dict[str, float]:
     reward = reward_of(cfg)
     # Options out of range are refused before any model is opened.
     settings_of(cfg, 0, 1, ())
+    check_probe(cfg)
     run_dir = Path(cfg.paths.run_dir)
     with exclusive(run_dir / CONDITIONS, FOLDER):
-        prefixes = read_prefixes(run_dir) or draw_prefixes(cfg, next(iter(arms.values())), run_dir)
-        check_probe(cfg, prefixes)
+        kept = read_prefixes(run_dir)
+        prefixes = kept or draw_prefixes(cfg, next(iter(arms.values())))
         weights = {name: files_fingerprint([Path(path)]) for name, path in arms.items()}
         conditions = conditions_of(cfg, prefixes, reward)
         claim(run_dir, conditions, weights)
+        # Not before it is noted how they were drawn: another draw would pass for this one.
+        if not kept:
+            write_prefixes(run_dir, prefixes)
+        check_teacher(cfg, prefixes)
         write_provenance(run_dir, provenance(cfg, fingerprint(conditions)))
         for name, path in arms.items():
             if not is_done(run_dir, name, cfg, prefixes):
                 run_arm(cfg, run_dir, name, path, prefixes, reward)
         rows = read_arms([run_dir], list(arms))
-        found = gate(rows, options.base_arm, options.phase3_arm, (options.open, options.close))
+        found = gate(rows, options.base_arm, options.phase3_arm, tags_of(cfg))
         table = write_results(run_dir, read_probes([run_dir], rows), found)
     return metrics_of(found, table)
 
@@ -164,6 +175,11 @@ def settings_of(
     )
 
 
+def tags_of(cfg: DictConfig) -> tuple[str, str]:
+    """The delimiters of thoughts."""
+    return cfg.mode.open, cfg.mode.close
+
+
 def conditions_of(
     cfg: DictConfig, prefixes: Sequence[GatePrefix], reward: ContinuationReward
 ) -> dict[str, Any]:
@@ -172,11 +188,27 @@ def conditions_of(
     sampled = ("samples", "thought_tokens", "suffix_tokens", "temperature", "top_p", "open",
                "close", "dtype")  # fmt: skip
     return {
-        "prefixes": {"number": mode.prefixes, "split": cfg.eval.split, "texts": identity(prefixes)},
+        "prefixes": {
+            "number": mode.prefixes,
+            "split": cfg.eval.split,
+            "texts": identity(prefixes),
+            "said": data_as_said(cfg),
+        },
         "sampling": {name: mode[name] for name in sampled} | {"seed": cfg.seed},
         "weights": cfg.eval.weights,
         "reward": reward.identity(),
     }
+
+
+def data_as_said(cfg: DictConfig) -> dict[str, Any]:
+    """What the command line says of the data; the rest is the first checkpoint's.
+
+    Prefixes that are in the folder are not drawn again, so other data would pass unseen.
+    """
+    said = {key.replace("/", ".") for key in overridden_keys()} - {"data.cache_dir"}
+    named = sorted(key for key in said if key.split(".")[0] == "data")
+    chosen = {key: OmegaConf.select(cfg, "data.name" if key == "data" else key) for key in named}
+    return to_plain(OmegaConf.create(chosen))
 
 
 def open_arm(cfg: DictConfig, path: str) -> Opened:
@@ -214,8 +246,8 @@ def delimiter(model: Algorithm, key: str, text: str) -> int:
     return ids[0]
 
 
-def draw_prefixes(cfg: DictConfig, path: str, run_dir: Path) -> list[GatePrefix]:
-    """Rows of `eval.split`, the same for all arms, drawn by the seed; kept in the folder.
+def draw_prefixes(cfg: DictConfig, path: str) -> list[GatePrefix]:
+    """Rows of `eval.split`, the same for all arms, drawn by the seed.
 
     Raises:
         DataError: too few rows, or one without a prefix or a suffix.
@@ -232,9 +264,7 @@ def draw_prefixes(cfg: DictConfig, path: str, run_dir: Path) -> list[GatePrefix]
             f" rows; allowed: 1 .. {there}, or more data"
         )
     (batch,) = data.drawn_loader(split, 1, (cfg.seed, _STREAM))
-    prefixes = [_prefix(opened, split, batch, row) for row in range(number)]
-    write_prefixes(run_dir, prefixes)
-    return prefixes
+    return [_prefix(opened, split, batch, row) for row in range(number)]
 
 
 def _prefix(opened: Opened, split: str, batch: Mapping[str, Tensor], row: int) -> GatePrefix:
@@ -279,7 +309,7 @@ def run_arm(
         with counting(f"{name}: rollouts", "rollouts", total) as tick:
             gate_run = arm_run(stack, "rollouts", options.samples)
             rows = gate_run.gate_rows(prefixes, options.samples, tick)
-        write_arm(run_dir, name, rows)
+        write_arm(run_dir, name, rows, tags_of(cfg))
         if options.probe:
             thoughts = other_thoughts(cfg, rows, prefixes, opened.tokens)
             probe_run = arm_run(stack, f"probe-{fingerprint(probe_options(cfg))}", 1)

@@ -243,6 +243,88 @@ def test_the_table_is_rebuilt_from_rows_of_two_hosts(done, tmp_path):
     assert (tmp_path / "t" / "gate.png").is_file()
 
 
+def test_a_probe_that_was_broken_off_is_not_taken_for_the_earlier_one(folder, done, tmp_path):
+    """Between the rows and what they were asked for the process may die."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(done[0], run_dir)
+    write_json, other = gate_folder.write_json, ("mode.probe=true", "mode.generic=Hm.")
+
+    def dies(path, content):
+        if path.parent.name == "probe":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_folder, "write_json", dies)
+        with pytest.raises(KeyboardInterrupt):
+            reward_gate.run(configured(folder, run_dir, *other, arms=ARMS[:1]))
+    reward_gate.run(configured(folder, run_dir, "mode.probe=true"))
+    for arm in ARMS:
+        assert (run_dir / f"probe/{arm}.jsonl").read_bytes() == (
+            done[0] / f"probe/{arm}.jsonl"
+        ).read_bytes()
+
+
+def test_an_arms_own_numbers_know_its_delimiters(done, tmp_path):
+    """Three of them are an artifact, in the arm's file as in the gate's."""
+    texts = {"thought": "so", "suffix": "so [t] it [t] goes [t] on", "k": 0}
+    row = rows_of(done[0], ARMS[0])[0] | texts
+    gate_folder.write_arm(tmp_path, "a", [row], ("[t]", "[/t]"))
+    assert json.loads((tmp_path / "arms/a.json").read_text())["artifact_rate"] == 1.0
+    gate_folder.write_arm(tmp_path, "a", [row], ("<think>", "</think>"))
+    assert json.loads((tmp_path / "arms/a.json").read_text())["artifact_rate"] == 0.0
+
+
+def test_prefixes_of_another_draw_are_not_taken_for_these(folder, tmp_path):
+    """A gate that ends early, here for want of a thought, keeps its prefixes and how they came."""
+    teacher = tmp_path / "teacher.jsonl"
+    teacher.write_text('{"prefix": "p", "thought": "t"}\n')
+    given = ("mode.probe=true", f"mode.teacher={teacher}")
+    with pytest.raises(DataError, match="no thought for prefix"):
+        reward_gate.run(configured(folder, tmp_path / "run", *given))
+    assert len(read_prefixes(tmp_path / "run")) == 3
+    with pytest.raises(ConfigError, match=r"was begun with sampling\.seed=1, now 2"):
+        reward_gate.run(configured(folder, tmp_path / "run", "seed=2"))
+    teacher.unlink()
+    with pytest.raises(ConfigError, match=r"mode\.teacher=.*teacher\.jsonl: no such file; allowed"):
+        reward_gate.run(configured(folder, tmp_path / "other", *given))
+    assert not (tmp_path / "other" / "conditions.json").exists()
+
+
+def test_prefixes_of_other_data_are_not_taken_for_these(folder, done, tmp_path, monkeypatch):
+    """Kept prefixes are not drawn again, whatever data the command line names."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(done[0], run_dir)
+    more = ("data=prefix_suffix", f"data.files={folder}/other.txt", "data.chunking.suffix_len=5")
+    said = [override.split("=")[0] for override in more]
+    monkeypatch.setattr(reward_gate, "overridden_keys", lambda: [*said, "data.cache_dir", "seed"])
+    cfg = configured(folder, run_dir, *more)
+    assert reward_gate.data_as_said(cfg) == {
+        "data": "prefix_suffix", "data.chunking.suffix_len": 5, "data.files": f"{folder}/other.txt",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"begun with prefixes\.said\.data=null, now \"prefix_su"):
+        reward_gate.run(cfg)
+
+
+def test_a_table_of_two_judges_is_none(done, tmp_path):
+    conditions = json.loads((done[0] / "conditions.json").read_text())
+    for arm, more in zip(ARMS, ({}, {"weights": "raw"}), strict=True):
+        (tmp_path / arm / "arms").mkdir(parents=True)
+        shutil.copy(done[0] / f"arms/{arm}.jsonl", tmp_path / arm / "arms")
+        (tmp_path / arm / "conditions.json").write_text(json.dumps(conditions | more))
+    runs = f"mode.runs=[{tmp_path}/{ARMS[0]},{tmp_path}/{ARMS[1]}]"
+    cfg = compose_config("mode=gate_table", runs, run_dir=tmp_path / "t")
+    gate_table.run(cfg)
+    text = (tmp_path / "t" / "gate.md").read_text()
+    assert (
+        f'- weights: {json.dumps(conditions["weights"])} in {tmp_path}/{ARMS[0]}, "raw" in' in text
+    )
+    other = conditions | {"reward": {**conditions["reward"], "salt": "b"}}
+    (tmp_path / ARMS[1] / "conditions.json").write_text(json.dumps(other))
+    with pytest.raises(DataError, match=r'reward\.salt="b", but "a" in .*; allowed: folders with'):
+        gate_table.run(cfg)
+
+
 def test_tables_that_cannot_be(done, tmp_path):
     cfg = compose_config("mode=gate_table", run_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"mode\.runs=.*: no arms/ARM\.jsonl there"):

@@ -100,6 +100,12 @@ class OnlineAlgorithm(CausalAlgorithm):
                 " samples for all prefixes of a step together; allowed: null, and"
                 " algo.rows_per_pass for the memory of a backward pass"
             )
+        dropout = (algo.get("lora") or {}).get("lora_dropout")
+        if dropout:
+            raise ConfigError(
+                f"algo.lora.lora_dropout={dropout}: algo={algo['name']} compares what was sampled"
+                " without dropout with what is learned; allowed: 0, or leave it out"
+            )
 
     def collect(self, batch: dict[str, Tensor]) -> Experience:
         """Sample and judge; called without gradients."""
@@ -192,9 +198,10 @@ class OnlineAlgorithm(CausalAlgorithm):
         state = None if self.reference is None else self.reference.state_dict()
         checkpoint["online"] = {"reference": state, "numbers": dict(self.remembered_numbers)}
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take both over; a checkpoint that is only opened needs neither."""
-        super().restore(checkpoint)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take both over. A checkpoint that is only opened needs neither, and a reference is as
+        large as the weights that are trained."""
+        super().on_load_checkpoint(checkpoint)
         online = checkpoint["online"]
         self._reference_state = online["reference"]
         self.remembered_numbers = dict(online["numbers"])

@@ -147,6 +147,8 @@ BAD = {
     "no_updates": (["algo.updates=0"], ["algo.updates=0: wrong value; allowed: an integer >= 1"]),
     "batch_size": (["loader.batch_size=2"],
                    ["loader.batch_size=2: ", "allowed: null", "rows_per_pass"]),
+    "dropout": (["algo.lora={r:2,lora_dropout:0.1}"],
+                ["algo.lora.lora_dropout=0.1: ", "sampled without dropout", "allowed: 0"]),
     "nucleus": (["algo.top_p=0.9", "algo.updates=2"],
                 ["algo.updates=2 algo.top_p=0.9: ", "allowed: algo.top_p=1, or algo.updates=1"]),
     "no_reference": (["algo.reference=null"], ["algo.kl.coefficient=0.02: needs a reference"]),

@@ -125,6 +125,7 @@ def test_opens_with_nothing_else(folder):
     model = ThoughtPolicy.load_from_checkpoint(path)
     assert all(map(torch.equal, model.trained_parameters(), kept["ema"]["shadow_params"]))
     assert model.reference is None and model._reward is None
+    assert model._reference_state is None, "as large as the model, and nobody asks for it"
     settings = RolloutSettings(model.delimiter("open"), model.delimiter("close"),
                                (model.special.eos,), 5, 4)  # fmt: skip
     prompt = [*model.tokenizer.encode("Question: 1 + 2 =\nAnswer:"), model.delimiter("open")]

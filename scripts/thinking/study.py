@@ -14,8 +14,7 @@ stages, each a run of main.py:
     continuation  phase3 against base on held-out prefixes (mode=continuation_eval)
     sft           raw_base, think_base, think_phase3; mode=sft_eval and sft_table of each
     rlmt          think_base_rlmt and think_phase3_rlmt (algo=rlmt_paper); from think_base also
-                  rlmt_seed, at its own learning rate and at that of the others, and a run whose
-                  reward is a language model's judgement
+                  algo=rlmt_seed, and a short run whose reward is a language model's judgement
     gate          the arms on the same held-out prefixes, with the thought-use probe
     reasoning     n answers of every arm to held-out problems; the tables of all arms
 
@@ -67,7 +66,7 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 520, 120, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
+        (600, 100, 800, 100, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
     ),
     "smoke": Size(
         400, 4,
@@ -219,16 +218,13 @@ class Study:
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=2e-4"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=1e-4"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=2e-4")
-        runs["seed_published_rate"] = start, steps, (
-            "algo=rlmt_seed", "optim.lr=1e-7", "trainer.gradient_clip_val=0.1",
-        )  # fmt: skip
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=1e-4")
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=2e-4", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=1e-4", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])

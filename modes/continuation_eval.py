@@ -5,6 +5,7 @@ the documents themselves say.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -271,7 +272,9 @@ def likelihoods(documents: Sequence[HeldOut], ours: Side, theirs: Side | None) -
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_se": estimate.standard_error}
+    # Of a single document there is no error; nan is no number of a summary.
+    found = {name: estimate.value, f"{name}_se": estimate.standard_error}
+    return {key: value for key, value in found.items() if not math.isnan(value)}
 
 
 def write_results(

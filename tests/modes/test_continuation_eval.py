@@ -8,8 +8,9 @@ import torch
 from decoding.generate import GenerationRequest, GenerationSettings
 from decoding.local import LocalGenerator
 from evaluation.continuation_quality import measure
+from evaluation.held_out import HeldOut
 from modes import continuation_eval
-from modes.continuation_eval import run
+from modes.continuation_eval import Side, likelihoods, run
 from opening import evaluation_data, open_to_answer
 from rewards.continuation import Preference
 from runtime.errors import ConfigError
@@ -78,6 +79,12 @@ def test_two_checkpoints(trained, tmp_path):
     written = json.loads((tmp_path / "continuation.json").read_text())
     assert written["metrics"] == metrics and written["quality"]["protocol"] == "both_orders"
     assert f"| win_rate | {metrics['win_rate']:.4f} |" in (tmp_path / "continuation.md").read_text()
+
+
+def test_of_one_document_no_error_is_said():
+    """nan would enter summary.json as a text."""
+    document, one = HeldOut("0-0", [1], [2, 3]), Side({}, {}, {}, [3.0])
+    assert likelihoods([document], one, None) == {"suffix_nll": 1.5}
 
 
 def expected(model, data, split):

@@ -154,6 +154,19 @@ THINKING_KEYS: tuple[Key, ...] = (
     integer("mode.probe_samples", 1, **_OPTIONAL, **_NULLABLE),
     text("mode.generic", **_OPTIONAL),
     text("mode.teacher", **_OPTIONAL, **_NULLABLE),
+    # thoughts put into documents
+    component("mode.annotator"),
+    integer("mode.annotator.limits.min_thoughts", 0, **_OPTIONAL),
+    integer("mode.annotator.limits.max_thoughts", 0, **_OPTIONAL, **_NULLABLE),
+    integer("mode.annotator.limits.max_thought_words", 1, **_OPTIONAL, **_NULLABLE),
+    integer("mode.annotator.limits.max_words", 1, **_OPTIONAL, **_NULLABLE),
+    integer("mode.annotator.retries", 0, **_OPTIONAL),
+    text("mode.annotator.prompt", **_OPTIONAL),
+    text("mode.annotator.prompt_kind", **_OPTIONAL),
+    text("mode.annotator.marker", **_OPTIONAL),
+    text("mode.text_column", **_OPTIONAL),
+    choice("mode.delimiter_in_text", "reject", "escape", **_OPTIONAL),
+    integer("mode.passage_words", 1, **_OPTIONAL, **_NULLABLE),
     # learning from preferences
     flag("algo.candidates.original", **_OPTIONAL),
     Key(
@@ -169,19 +182,6 @@ THINKING_KEYS: tuple[Key, ...] = (
     integer("algo.k", 1, **_OPTIONAL),
     number("algo.beta", "(0, inf)", **_OPTIONAL),
     integer("algo.kl_samples", 0, **_OPTIONAL),
-    # thoughts put into documents
-    component("mode.annotator"),
-    integer("mode.annotator.limits.min_thoughts", 0, **_OPTIONAL),
-    integer("mode.annotator.limits.max_thoughts", 0, **_OPTIONAL, **_NULLABLE),
-    integer("mode.annotator.limits.max_thought_words", 1, **_OPTIONAL, **_NULLABLE),
-    integer("mode.annotator.limits.max_words", 1, **_OPTIONAL, **_NULLABLE),
-    integer("mode.annotator.retries", 0, **_OPTIONAL),
-    text("mode.annotator.prompt", **_OPTIONAL),
-    text("mode.annotator.prompt_kind", **_OPTIONAL),
-    text("mode.annotator.marker", **_OPTIONAL),
-    text("mode.text_column", **_OPTIONAL),
-    choice("mode.delimiter_in_text", "reject", "escape", **_OPTIONAL),
-    integer("mode.passage_words", 1, **_OPTIONAL, **_NULLABLE),
     # rollouts from a server
     Key(
         "algo.sampler",

@@ -218,13 +218,13 @@ class Study:
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=1e-4"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=1e-5"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=1e-4")
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=1e-5")
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=1e-4", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=1e-5", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])

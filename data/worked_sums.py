@@ -2,13 +2,18 @@
 
 Question: ... 12 + 7 - 3 =        Question: ... 12 + 7 - 3 =
 Answer: 16                        Answer: <think>12 + 7 = 19, 19 - 3 = 16</think> 16
+
+A share of the documents may get idle thoughts instead, which say what is asked and help nobody:
+teachers write such thoughts, too, and it is for rewards to find out which ones pay.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data.annotation import Acceptance, Annotated, Passage
+from data.errors import DataError
+from data.fingerprint import unit_hash
 from data.thoughts import Delimiters, Insertion, Limits, Rejected
 
 _TERM = re.compile(r"([+-])\s*(\d+)")
@@ -30,26 +35,43 @@ class WorkedSums:
         delimiters: of thoughts.
         limits: of what is accepted.
         marker: the text behind which the answer stands.
+        idle: share of the documents with idle thoughts, chosen by a hash of the document.
+
+    Raises:
+        DataError: a share outside [0, 1].
     """
 
-    def __init__(self, delimiters: Delimiters, limits: Limits, marker: str = "Answer:") -> None:
+    def __init__(
+        self,
+        delimiters: Delimiters,
+        limits: Limits,
+        marker: str = "Answer:",
+        idle: float | int = 0.0,
+    ) -> None:
+        if not 0.0 <= idle <= 1.0:
+            raise DataError(f"mode.annotator.idle={idle}: allowed a number in [0, 1]")
         self._accept, self._marker = Acceptance(delimiters, limits), marker
+        self._idle = float(idle)
 
     def identity(self) -> dict[str, Any]:
-        """The rule and the marker."""
-        return {"teacher": "worked_sums", "prompt_kind": "rule", "marker": self._marker}
+        """The rule, the marker and the share of idle thoughts."""
+        found: dict[str, Any] = {
+            "teacher": "worked_sums", "prompt_kind": "rule", "marker": self._marker,
+        }  # fmt: skip
+        return found | ({"idle": self._idle} if self._idle else {})
 
     def annotate(self, passages: Iterable[Passage]) -> Iterator[Annotated]:
         """A text with its sums worked out; refused are `no_sum` and `no_place_for_answer`."""
         for passage in passages:
             try:
-                augmented = self._accept(passage.text, self._insertions(passage.text))
+                think = idle if unit_hash(f"idle\n{passage.source_sha}") < self._idle else worked
+                augmented = self._accept(passage.text, self._insertions(passage.text, think))
             except Rejected as error:
                 yield Annotated(passage.id, reason=error.reason)
             else:
                 yield Annotated(passage.id, augmented)
 
-    def _insertions(self, text: str) -> list[Insertion]:
+    def _insertions(self, text: str, think: Callable[[str], str]) -> list[Insertion]:
         sums = sums_of(text)
         if not sums:
             raise Rejected("no_sum")
@@ -58,7 +80,7 @@ class WorkedSums:
         for (begin, chain), end in zip(sums, ends, strict=True):
             place = text.find(self._marker, begin + len(chain), end)
             if place >= 0:
-                insertions.append(Insertion(place + len(self._marker), worked(chain)))
+                insertions.append(Insertion(place + len(self._marker), think(chain)))
         if not insertions:
             raise Rejected("no_place_for_answer")
         return insertions
@@ -89,3 +111,8 @@ def worked(chain: str) -> str:
         steps.append(f"{total} {sign} {int(digits)} = {result}")
         total = result
     return ", ".join(steps)
+
+
+def idle(chain: str) -> str:
+    """What is asked: `12 + 7 - 3` becomes `3 terms to add up`."""
+    return f"{len(re.findall(r'[0-9]+', chain))} terms to add up"

@@ -164,6 +164,7 @@ THINKING_KEYS: tuple[Key, ...] = (
     text("mode.annotator.prompt", **_OPTIONAL),
     text("mode.annotator.prompt_kind", **_OPTIONAL),
     text("mode.annotator.marker", **_OPTIONAL),
+    number("mode.annotator.idle", "[0, 1]", **_OPTIONAL),
     text("mode.text_column", **_OPTIONAL),
     choice("mode.delimiter_in_text", "reject", "escape", **_OPTIONAL),
     integer("mode.passage_words", 1, **_OPTIONAL, **_NULLABLE),

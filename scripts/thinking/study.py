@@ -3,9 +3,10 @@
     python scripts/thinking/study.py [--out FOLDER] [--jobs N] [--size small|smoke]
         [--until base|sft|rlmt|tables] [override ...]
 
-A tiny causal model on chain sums of reasoning-gym, whose answers can be checked; a thought is the
-sum term by term. The documents are shared out by source: pretrain, phase3, sft, rlmt, gate. The
-stages, each a run of main.py:
+A tiny causal model on chain sums of reasoning-gym, whose answers can be checked. The teacher works
+out half of the sums term by term; its other thoughts only say how many terms there are. What pays
+is for the rewards to find out. The documents are shared out by source: pretrain, phase3, sft, rlmt,
+gate. The stages, each a run of main.py:
 
     problems      documents with their answers, and other, held-out problems
     thoughts      the documents with thoughts between question and answer (mode=insert_thoughts)
@@ -66,7 +67,7 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 800, 100, 10), 32, 100, (16, 8), (16, 8, 64), "smollm2",
+        (600, 100, 800, 100, 10), 32, 100, (16, 8), (16, 8, 150), "smollm2",
     ),
     "smoke": Size(
         400, 4,
@@ -126,10 +127,11 @@ class Study:
                 file.write(encode_row(made(row)))
 
     def thoughts(self) -> None:
-        """Every document with its sum term by term."""
+        """Every document with a thought; half of them work the sum out."""
         self.run(
             "thoughts", "mode=insert_thoughts", "mode/annotator=worked_sums",
-            "mode.annotator.marker='='", f"mode.input={self.out}/problems/documents.jsonl",
+            "mode.annotator.marker='='", "mode.annotator.idle=0.5",
+            f"mode.input={self.out}/problems/documents.jsonl",
         )  # fmt: skip
 
     def train(self, name: str, steps: int, before: str | None, *overrides: str) -> None:

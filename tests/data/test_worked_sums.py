@@ -88,3 +88,18 @@ def test_only_whole_sums_are_sums(text, chains):
 def test_what_has_no_sum_to_work_out(text, reason):
     found = annotate(text)
     assert found.augmented is None and found.reason == reason
+
+
+def test_a_share_of_thoughts_is_idle():
+    texts = [f"{a} + {b} =\nAnswer: {a + b}\n" for a in range(20) for b in range(10)]
+    passages = [Passage(str(n), f"sha{n}", text) for n, text in enumerate(texts)]
+    found = [one.augmented for one in WorkedSums(THINK, Limits(), idle=0.3).annotate(passages)]
+    idle = ["<think>2 terms to add up</think>" in text for text in found]
+    assert 0.2 < sum(idle) / len(idle) < 0.4
+    worked_out = [one.augmented for one in WorkedSums(THINK, Limits()).annotate(passages)]
+    assert [text for text, is_idle in zip(found, idle, strict=True) if not is_idle] == [
+        text for text, is_idle in zip(worked_out, idle, strict=True) if not is_idle
+    ]
+    assert [strip_thoughts(text, THINK) for text in found] == texts
+    with pytest.raises(ValueError, match=r"idle=1\.5"):
+        WorkedSums(THINK, Limits(), idle=1.5)

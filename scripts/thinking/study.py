@@ -211,6 +211,7 @@ class Study:
                 f"sft_eval/{name}", "mode=sft_eval", "trainer=cpu", f"mode.label={name}",
                 f"eval.checkpoint_path={self.checkpoint(f'sft/{name}')}",
                 f"mode.run={self.out / 'sft' / name}", "mode.prompt_tokens=8",
+                "data.documents_per_row=1",
                 "mode.max_new_tokens=64",
             )  # fmt: skip
 
@@ -220,13 +221,13 @@ class Study:
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=1e-5"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=5e-6"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=1e-5")
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=5e-6")
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=1e-5", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=5e-6", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])

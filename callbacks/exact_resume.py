@@ -28,10 +28,11 @@ class ExactResume(L.Callback):
 
     Args:
         seed: seed of the run.
+        updates: optimiser steps on every batch.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, updates: int = 1) -> None:
+        self.seed, self.updates = seed, updates
         self._saved: list[dict[str, Any]] | None = None
         self._pending = False
 
@@ -50,8 +51,7 @@ class ExactResume(L.Callback):
         if step == 0:
             checkpoint["loops"] = None  # nothing was done yet: the loops start afresh
             return
-        updates = checkpoint["hyper_parameters"]["config"]["algo"].get("updates", 1)
-        position = loop_position(step // updates, trainer.accumulate_grad_batches)
+        position = loop_position(step // self.updates, trainer.accumulate_grad_batches)
         checkpoint["loops"]["fit_loop"].update(position)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

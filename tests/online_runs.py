@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +79,14 @@ def interrupt(
     folder: Path, run_dir: Path, step: int, *overrides: str, reward: dict[str, int] | None = None
 ) -> None:
     """A tiny run that gets SIGTERM while it learns from the batch that ends with step `step`."""
+    with signalled(step), pytest.raises(Interrupted) as stop:
+        fit(folder, run_dir, *overrides, reward=reward)
+    assert stop.value.step == step
+
+
+@contextmanager
+def signalled(step: int) -> Iterator[None]:
+    """Inside, an online run of this process gets SIGTERM in the batch that ends with a step."""
     original = OnlineAlgorithm.training_step
 
     def training_step(self: OnlineAlgorithm, batch: dict[str, Any], batch_idx: int) -> Any:
@@ -84,10 +94,9 @@ def interrupt(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, batch_idx)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as stop:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnlineAlgorithm, "training_step", training_step)
-        fit(folder, run_dir, *overrides, reward=reward)
-    assert stop.value.step == step
+        yield
 
 
 def build(

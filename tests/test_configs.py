@@ -96,6 +96,7 @@ NEEDED = {
     },
     "smollm2": ["algo=dflash"],
     "tiny_causal": ["algo=dflash"],
+    "tiny_thinker": ["algo=dflash"],
     "dflash_smoke_size": ["algo=dflash", "checkpointing.keep_every_n_steps=4"],
     "fsdp": ["training.ema=0"],
     "train_lm1b_bd3lm_dep": ["training.from_pretrained={ckpt}"],

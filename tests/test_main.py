@@ -100,7 +100,7 @@ def test_help_is_short_useful_and_fast():
     assert done.returncode == 0 and len(done.stdout.splitlines()) < 60
     for part in (
         "python main.py",
-        "algo: ar, bd3lm, dflash, draft_refine, masked_adapt, mdlm, nce, sft_raw",
+        "algo: ar, bd3lm, dflash, draft_refine, masked_adapt, mdlm, nce, online_dpo",
         "mode: acceptance_eval",
         "trainer: auto, cpu",
     ):

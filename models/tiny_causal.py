@@ -9,6 +9,7 @@ from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -91,19 +92,22 @@ def tiny_causal(
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    weights = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        weights.update(key.encode() + tensor.float().numpy().tobytes())
-    identity = digest([config_identity(config.to_dict()), weights.hexdigest()])
     return assemble(
         model,
         tokenizer,
-        fingerprint=identity,
+        fingerprint=_identity(model),
         name=name,
         source="random weights",
         length=length,
         mask_token=mask_token,
     )
+
+
+def _identity(model: PreTrainedModel) -> str:
+    weights = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        weights.update(key.encode() + tensor.float().numpy().tobytes())
+    return digest([config_identity(model.config.to_dict()), weights.hexdigest()])
 
 
 def byte_tokenizer(extra_tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:

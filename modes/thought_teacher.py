@@ -87,6 +87,7 @@ class Teacher:
         end = f"~{attempt}" if attempt else ""
 
         def requests() -> Iterator[GenerationRequest]:
+            """One for every passage, which waits for its reply."""
             for passage in passages:
                 waiting[f"{passage.id}{end}"] = passage
                 content = self._prompt.replace(PASSAGE, self._shown(passage.text))

@@ -200,6 +200,7 @@ class Study:
         form = "raw" if name.startswith("raw") else "interleaved"
 
         def trained() -> None:
+            """Train and evaluate."""
             if start == "phase3":
                 self.phase3()
             self.train(

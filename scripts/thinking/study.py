@@ -212,7 +212,7 @@ class Study:
                 f"sft_eval/{name}", "mode=sft_eval", "trainer=cpu", f"mode.label={name}",
                 f"eval.checkpoint_path={self.checkpoint(f'sft/{name}')}",
                 f"mode.run={self.out / 'sft' / name}", "mode.prompt_tokens=8",
-                "data.documents_per_row=1",
+                "+data.documents_per_row=1",
                 "mode.max_new_tokens=64",
             )  # fmt: skip
 

@@ -67,7 +67,7 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 800, 100, 10), 32, 100, (16, 8), (16, 8, 150), "smollm2",
+        (600, 100, 800, 150, 10), 32, 100, (16, 8), (16, 32, 150), "smollm2",
     ),
     "smoke": Size(
         400, 4,
@@ -183,7 +183,7 @@ class Study:
         """What trainings on samples have in common."""
         return (
             f"data.share={share}", "data.form=prefixes", f"algo.samples={self.size.samples[0]}",
-            "algo.suffix_tokens=12", "algo.rows=128", "algo.rows_per_pass=128",
+            "algo.suffix_tokens=12", "algo.rows=512", "algo.rows_per_pass=256",
             f"loader.global_batch_size={prefixes}",
             "loader.eval_global_batch_size=256", "trainer.log_every_n_steps=1",
             "optim.weight_decay=0", "trainer.gradient_clip_val=1.0",
@@ -222,13 +222,13 @@ class Study:
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=5e-6"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=3e-5"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=5e-6")
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=3e-5")
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=5e-6", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=3e-5", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])

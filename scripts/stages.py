@@ -3,11 +3,34 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Overrides that name a file whose content matters, not only its place.
 _FILES = ("eval.checkpoint_path=", "training.from_pretrained=")
+
+
+class Stages:
+    """Stages below one folder, of which `jobs` may run at a time."""
+
+    def __init__(self, out: Path, jobs: int) -> None:
+        self.out, self.jobs = out, jobs
+
+    def run(self, name: str, *overrides: str) -> dict:
+        """One stage, by the name of its folder."""
+        print(f"{name} ...", flush=True)
+        metrics = stage(self.out / name, *overrides)
+        shown = {key: value for key, value in metrics.items() if key.count("/") < 2}
+        print(f"{name}: {dict(list(shown.items())[:12])}", flush=True)
+        return metrics
+
+    def together(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Several stages, `jobs` at a time."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for done in [pool.submit(call) for call in calls]:
+                done.result()
 
 
 def stage(folder: Path, *overrides: str) -> dict:

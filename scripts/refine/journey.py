@@ -26,7 +26,6 @@ table_thresholds; FOLDER is a path without commas and spaces. Overrides hold for
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ from data.files import read_objects  # noqa: E402
 from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
 from scripts.refine.plateau import plateau_table, plot_plateau  # noqa: E402
-from scripts.stages import stage  # noqa: E402
+from scripts.stages import Stages  # noqa: E402
 
 TASKS = (
     "{chain_sum:{min_terms:2,max_terms:3,min_digits:1,max_digits:2},"
@@ -96,25 +95,12 @@ PLATEAU = {
 THRESHOLDS = (0.5, 0.7)
 
 
-class Journey:
+class Journey(Stages):
     """The stages below one folder."""
 
     def __init__(self, out: Path, size: Size, jobs: int, overrides: Sequence[str]) -> None:
-        self.out, self.size, self.jobs, self.overrides = out, size, jobs, overrides
-
-    def run(self, name: str, *overrides: str) -> dict:
-        """One stage, by the name of its folder."""
-        print(f"{name} ...", flush=True)
-        metrics = stage(self.out / name, *overrides)
-        shown = {key: value for key, value in metrics.items() if key.count("/") < 2}
-        print(f"{name}: {dict(list(shown.items())[:12])}", flush=True)
-        return metrics
-
-    def together(self, calls: Sequence[Callable[[], object]]) -> None:
-        """Several stages, `jobs` at a time."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for done in [pool.submit(call) for call in calls]:
-                done.result()
+        super().__init__(out, jobs)
+        self.size, self.overrides = size, overrides
 
     def prompts(self) -> None:
         """Training prompts, and the rows that training reads: with their answers."""

@@ -27,7 +27,6 @@ training.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from data.files import read_objects  # noqa: E402
 from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
-from scripts.stages import stage  # noqa: E402
+from scripts.stages import Stages  # noqa: E402
 
 TASK = "{chain_sum:{min_terms:2,max_terms:5,min_digits:1,max_digits:1}}"
 SHARES = "{pretrain:0.3,phase3:0.1,sft:0.4,rlmt:0.1,gate:0.1}"
@@ -79,26 +78,13 @@ THINKING = ("think_base", "think_phase3")
 ARMS = ("raw_base", *THINKING, *(f"{name}_rlmt" for name in THINKING))
 
 
-class Study:
+class Study(Stages):
     """The stages below one folder."""
 
     def __init__(self, out: Path, size: Size, jobs: int, overrides: Sequence[str]) -> None:
-        self.out, self.size, self.jobs, self.overrides = out, size, jobs, overrides
+        super().__init__(out, jobs)
+        self.size, self.overrides = size, overrides
         self.rows = out / "thoughts" / "rows.jsonl"
-
-    def run(self, name: str, *overrides: str) -> dict:
-        """One stage, by the name of its folder."""
-        print(f"{name} ...", flush=True)
-        metrics = stage(self.out / name, *overrides)
-        shown = {key: value for key, value in metrics.items() if key.count("/") < 2}
-        print(f"{name}: {dict(list(shown.items())[:12])}", flush=True)
-        return metrics
-
-    def together(self, calls: Sequence[Callable[[], object]]) -> None:
-        """Several stages, `jobs` at a time."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for done in [pool.submit(call) for call in calls]:
-                done.result()
 
     def problems(self) -> None:
         """Training documents, and held-out problems that are none of them."""

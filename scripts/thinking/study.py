@@ -38,7 +38,7 @@ from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
 from scripts.stages import Stages  # noqa: E402
 
-TASK = "{chain_sum:{min_terms:2,max_terms:5,min_digits:1,max_digits:1}}"
+TASK = "{chain_sum:{min_terms:2,max_terms:6,min_digits:1,max_digits:1}}"
 SHARES = "{pretrain:0.3,phase3:0.1,sft:0.4,rlmt:0.1,gate:0.1}"
 
 
@@ -64,9 +64,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "small": Size(
-        20_000, 400,
+        40_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 800, 150, 10), 32, 100, (16, 8), (16, 32, 150), "smollm2",
+        (600, 100, 1600, 150, 10), 32, 200, (16, 8), (16, 32, 400), "smollm2",
     ),
     "smoke": Size(
         400, 4,

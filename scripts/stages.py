@@ -49,8 +49,12 @@ def stage(folder: Path, *overrides: str) -> dict:
         note.unlink(missing_ok=True)
         command = [sys.executable, str(ROOT / "main.py"), f"paths.run_dir={folder}", *overrides]
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.log").open("w") as log:
-            subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        output = folder / "output.log"
+        with output.open("w") as log:
+            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
+            said = output.read_text(errors="replace").rstrip().rpartition("\n")[2]
+            raise SystemExit(f"{folder}: exit {done.returncode}: {said} ({output} has all of it)")
         note.write_text(json.dumps(asked))
     return json.loads(summary.read_text())["metrics"]
 

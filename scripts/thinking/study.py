@@ -64,7 +64,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "small": Size(
-        40_000, 400,
+        20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
         (600, 100, 1600, 150, 10), 32, 200, (16, 8), (16, 32, 400), "smollm2",
     ),

@@ -62,6 +62,13 @@ class ThoughtPolicy(OnlineAlgorithm):
                 "algo.correction=null: importance correction when the generator is a server"
                 " (algo.sampler); allowed: {level:token,cap:2.0}, or algo.sampler=null"
             )
+        sync = (algo.get("sampler") or {}).get("sync")
+        if algo.get("lora") is not None and isinstance(sync, dict):
+            raise ConfigError(
+                f"algo.sampler.sync: {sync['_target_']} sends every weight by its name, and a"
+                " server of the whole model knows none of algo.lora; allowed: algo.lora=null, or"
+                " algo.sampler.sync=none"
+            )
         if algo["updates"] > 1 and algo["top_p"] < 1 and algo["sampling_mask"] == "match":
             raise ConfigError(
                 f"algo.updates={algo['updates']} algo.top_p={algo['top_p']}: after a step the"

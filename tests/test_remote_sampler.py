@@ -53,6 +53,12 @@ def test_an_engine_needs_a_correction(folder, tmp_path):
         remote(folder, tmp_path)
 
 
+def test_adapters_are_not_sent_to_a_server_of_the_whole_model(folder, tmp_path):
+    sync = {"_target_": "decoding.weight_sync.TrlVllm"}
+    with pytest.raises(ConfigError, match=r"algo\.sampler\.sync: .* allowed: algo\.lora=null"):
+        remote(folder, tmp_path, *CORRECTED, "algo.lora={r:2,target_modules:all-linear}", sync=sync)
+
+
 @pytest.mark.parametrize("sync", ["algo.sampler.sync=none", "+algo/sampler/sync=trl_vllm"])
 def test_the_configuration_of_a_server(folder, tmp_path, sync):
     cfg = configure(folder, tmp_path, *SERVER, sync)

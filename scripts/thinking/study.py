@@ -66,7 +66,7 @@ SIZES = {
     "small": Size(
         20_000, 400,
         ("model.hidden_size=128", "model.num_hidden_layers=4", "+model.init_std=0.02"),
-        (600, 100, 1600, 150, 10), 32, 200, (16, 8), (16, 32, 400), "smollm2",
+        (600, 150, 800, 150, 10), 32, 200, (16, 8), (64, 32, 400), "smollm2",
     ),
     "smoke": Size(
         400, 4,
@@ -158,7 +158,7 @@ class Study(Stages):
         """Self-improving pretraining, and whether its continuations beat the base's."""
         online = self._online("phase3", self.size.prefixes[0])
         self.train("phase3", self.size.steps[1], "base", "algo=online_dpo", "judge=verifiable",
-                   "optim.lr=2e-5", *online)  # fmt: skip
+                   "optim.lr=5e-5", *online)  # fmt: skip
         self.run(
             "continuation", "mode=continuation_eval", "judge=verifiable", "trainer=cpu",
             f"eval.checkpoint_path={self.checkpoint('phase3')}",
@@ -208,13 +208,13 @@ class Study(Stages):
         """Two arms; from think_base also the other preset, and a judge in place of the rule."""
         steps, judged = self.size.steps[3:]
         runs: dict[str, tuple[str, int, tuple[str, ...]]] = {
-            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=3e-5"))
+            f"{name}_rlmt": (f"sft/{name}", steps, ("algo=rlmt_paper", "optim.lr=5e-5"))
             for name in THINKING
         }
         start = "sft/think_base"
-        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=3e-5")
+        runs["seed"] = start, steps, ("algo=rlmt_seed", "optim.lr=5e-5")
         runs["judged"] = start, judged, (
-            "algo=rlmt_paper", "optim.lr=3e-5", "reward=judge_local", "algo.samples=4",
+            "algo=rlmt_paper", "optim.lr=5e-5", "reward=judge_local", "algo.samples=4",
             f"model@reward.backend.target={self.size.judge}", "loader.global_batch_size=2",
         )  # fmt: skip
         self.together([self._policy(name, *runs[name]) for name in runs])

@@ -39,7 +39,7 @@ from data.tokenization import (
 from data.unigram import unigram_cross_entropy
 from objectives.keyed import keyed_uniform
 from runtime.command import command_for
-from runtime.config import instantiate
+from runtime.config import instantiate, locate
 from runtime.shared_target import open_target
 
 log = logging.getLogger(__name__)
@@ -370,7 +370,7 @@ class LanguageData(L.LightningDataModule):
     def _key(self, split: str) -> dict[str, str | int | bool | None]:
         data = OmegaConf.to_container(self.config.data, resolve=True)
         assert isinstance(data, dict)
-        encoder = {"encoder": fingerprint(data["encoder"])} if data.get("encoder") else {}
+        encoder = {"encoder": _encoder_identity(data["encoder"])} if data.get("encoder") else {}
         return {
             "source": str(self.config.data.name),
             "split": split,
@@ -393,6 +393,13 @@ class LanguageData(L.LightningDataModule):
             yield from self._pack("train", report)
         finally:
             log.info("%s train, streamed: %s", self.config.data.name, report)
+
+
+def _encoder_identity(options: dict[str, Any]) -> str:
+    """Of an encoder: its options, and the edition of what it makes of documents under them."""
+    edition = getattr(locate(options["_target_"], "data.encoder._target_"), "edition", 1)
+    # The first has no number, as in caches older than editions.
+    return fingerprint(options if edition == 1 else [options, edition])
 
 
 def _target_tokenizer(model: DictConfig) -> PreTrainedTokenizerFast:

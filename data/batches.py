@@ -29,8 +29,9 @@ def make_batch(
     Returns:
         `input_ids` int64 [B, L]; `token_mask` bool [B, L], true where a row has tokens and false on
         padding; `loss_mask` bool [B, L], what an objective scores: `token_mask`, or everything if
-        `score_padding`; `index` int64 [B], row in the dataset; every feature, int64 [B, L]; and
-        while training `position` int64 [B], place inside the global batch.
+        `score_padding`; `index` int64 [B], row in the dataset; every feature, int64 [B, L];
+        `origin`, if rows have it, int64 [B, documents of a row]; and while training `position`
+        int64 [B], place inside the global batch.
     """
     ids = block[IDS]
     length = block.get(LENGTH)

@@ -9,6 +9,9 @@ LENGTH = "length"
 # 1 on tokens the model is to write, 0 on those of a prompt, `FEATURE_FILL` on fill and padding;
 # and the document of a row, which fill belongs to and padding does not.
 RESPONSE, SEGMENT = "response", "segment"
+# Beside the rows, for each document of a row: the number of the text that it was cut from, and
+# `FEATURE_FILL` behind the last one. Parts of one text depend on each other.
+ORIGIN = "origin"
 FEATURE_DTYPE = np.int8
 # What a token without a word carries in a feature column: special tokens, padding, white space,
 # and text that no word was found in.
@@ -32,7 +35,9 @@ class PackingReport:
     they are too short for both parts (`short_documents`), have no place to be cut at
     (`unmarked_documents`), or a beginning that leaves no room in a row (`long_documents`); what was
     tokenized of them is among `dropped_tokens`. `rejected_documents` are those that a check
-    refused, by its reason.
+    refused, by its reason. `added_tokens_in_text` are tokens of their text that the tokenizer was
+    given beside its vocabulary, white space aside: words, and special tokens or delimiters that it
+    knows no other tokens for (`data.tokenization.text_backend`).
 
     With features, tokens = tokens_of_words + tokens_without_word: each has the value of a word or
     `FEATURE_FILL`. A token that reaches into several words has the value of the one that it shares
@@ -55,6 +60,7 @@ class PackingReport:
     unmarked_documents: int = 0
     long_documents: int = 0
     rejected_documents: dict[str, int] = field(default_factory=dict)
+    added_tokens_in_text: int = 0
     tokens_of_words: int = 0
     tokens_without_word: int = 0
     tokens_of_several_words: int = 0
@@ -73,7 +79,11 @@ class PackingReport:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Several encoded documents: columns [sum(lengths)] one document after the other."""
+    """Several encoded documents: columns [sum(lengths)] one document after the other.
+
+    `origins` [number of documents] are what `ORIGIN` says of them; None: each is a text of its own.
+    """
 
     columns: Block
     lengths: np.ndarray
+    origins: np.ndarray | None = None

@@ -15,6 +15,7 @@ from data.blocks import (
     FEATURE_FILL,
     IDS,
     LENGTH,
+    ORIGIN,
     RESPONSE,
     SEGMENT,
     Block,
@@ -87,6 +88,8 @@ class PackingOptions:
 
 _SEGMENTS = int(np.iinfo(FEATURE_DTYPE).max) + 1  # documents of a row that have numbers
 
+# One whose rows become others while its options stay has the class attribute `edition`, 1 until
+# then, which token caches are known by.
 Encoder = Callable[
     [Iterable[Document], PreTrainedTokenizerFast, SpecialIds, PackingReport], Iterator[TokenBatch]
 ]
@@ -194,7 +197,22 @@ def _joined_blocks(
                 block[IDS][row, place + count : end] = special.eos
                 block[SEGMENT][row, place:end] = number
                 place = end
+        if batch.origins is not None:
+            block[ORIGIN] = _origins(batch.origins, rows, _most(options.per_row))
         yield block | {LENGTH: (block[SEGMENT] != FEATURE_FILL).sum(-1)}
+
+
+def _origins(origins: np.ndarray, rows: list[list[int]], places: int) -> np.ndarray:
+    """[N, places] of the documents of every row."""
+    found = np.full((len(rows), places), FEATURE_FILL, np.int32)
+    for row, documents in enumerate(rows):
+        found[row, : len(documents)] = origins[documents]
+    return found
+
+
+def _most(per_row: int | None) -> int:
+    """How many documents a row can have."""
+    return min(per_row or _SEGMENTS, _SEGMENTS)
 
 
 def _ended(batch: TokenBatch, special: SpecialIds) -> TokenBatch:
@@ -209,7 +227,7 @@ def _ended(batch: TokenBatch, special: SpecialIds) -> TokenBatch:
         name: np.insert(column, ends, _fill_value(name, special.eos))
         for name, column in batch.columns.items()
     }
-    return TokenBatch(columns, batch.lengths + 1)
+    return TokenBatch(columns, batch.lengths + 1, batch.origins)
 
 
 def _kept_sizes(batch: TokenBatch, options: PackingOptions, report: PackingReport) -> np.ndarray:
@@ -231,7 +249,7 @@ def _kept_sizes(batch: TokenBatch, options: PackingOptions, report: PackingRepor
 
 def _first_fit(sizes: np.ndarray, room: int, per_row: int | None) -> list[list[int]]:
     """Documents of every row: in order of falling size, each to the first row that can take it."""
-    limit = min(per_row or _SEGMENTS, _SEGMENTS)
+    limit = _most(per_row)
     rows: list[list[int]] = []
     left = np.empty(len(sizes), dtype=np.int64)
     for document in np.argsort(-sizes, kind="stable"):

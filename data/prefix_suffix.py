@@ -8,10 +8,13 @@ Three ways to cut a document of n tokens into chunks of S = `suffix_len`:
     marker      the prefix ends with the first `marker` in the text, and the suffix is what follows
 
 Of the first two a document is tokenized as a whole and cut between tokens; a marker cuts the text.
+What a document says is text: a delimiter of thoughts or a special token that is written out in it
+becomes the tokens of its characters.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -24,8 +27,14 @@ from data.source import Document, Source
 from data.text import TextFiles
 from data.tokenization import SpecialIds
 
-# A prefix, a suffix, and whether the document ends with it.
-Cut = tuple[Sequence[int], Sequence[int], bool]
+
+class Cut(NamedTuple):
+    """Of the document at a place of its batch a prefix and a suffix; does it end there?"""
+
+    place: int
+    prefix: Sequence[int]
+    suffix: Sequence[int]
+    is_end: bool
 
 
 def documents_of(
@@ -98,7 +107,7 @@ class PrefixSuffixEncoder:
     """Encodes documents as rows of a prefix and a suffix.
 
     Columns: `input_ids`, and `response`, 1 on the tokens of the suffix and 0 on those of the
-    prefix.
+    prefix. Origins: numbers of the documents.
 
     Args:
         length: tokens of a row.
@@ -111,6 +120,7 @@ class PrefixSuffixEncoder:
         DataError: prefixes and suffixes longer than a row.
     """
 
+    edition: ClassVar[int] = 2
     length: int
     chunking: Chunking = field(default_factory=Chunking)
     end_suffix: bool | None = None
@@ -139,29 +149,31 @@ class PrefixSuffixEncoder:
         iterator, encode = iter(documents), PartTokenizer(tokenizer)
         cut = MODES[self.chunking.mode]
         while batch := next_batch(iterator):
+            first = report.documents
             report.documents += len(batch)
             texts = [document["text"] for document in batch]
-            rows = [self._row(part, special) for part in cut(self, texts, encode, report)]
-            if rows:
-                yield token_batch(rows, special, report)
+            cuts = list(cut(self, texts, encode, report))
+            if cuts:
+                rows = [self._row(one, special) for one in cuts]
+                yield token_batch(rows, special, report, [first + one.place for one in cuts])
 
     def _row(self, cut: Cut, special: SpecialIds) -> list[Part]:
-        prefix, suffix, is_end = cut
-        return [Part(prefix, 0), Part([*suffix, special.eos] if is_end else suffix, 1)]
+        end = [special.eos] if cut.is_end else []
+        return [Part(cut.prefix, 0), Part([*cut.suffix, *end], 1)]
 
     def _contiguous(
         self, texts: Sequence[str], encode: PartTokenizer, report: PackingReport
     ) -> Iterator[Cut]:
         size = self.chunking.suffix_len
         room = self.chunking.max_len // size - 1
-        for ids in self._long_enough(encode(texts, report), 2 * size, report):
+        for place, ids in self._long_enough(encode(texts, report), 2 * size, report):
             chunks = -(-len(ids) // size) if self.ends else len(ids) // size
             report.dropped_tokens += max(0, len(ids) - chunks * size)
             for chunk in self._chosen(chunks - 1):
                 first = max(0, chunk - room)
                 suffix = ids[chunk * size : (chunk + 1) * size]
                 is_end = self.ends and chunk * size + len(suffix) == len(ids)
-                yield ids[first * size : chunk * size], suffix, is_end
+                yield Cut(place, ids[first * size : chunk * size], suffix, is_end)
 
     def _chosen(self, count: int) -> list[int]:
         """Numbers of the chunks, of `count` possible ones from 1 on, that become suffixes."""
@@ -173,18 +185,18 @@ class PrefixSuffixEncoder:
     ) -> Iterator[Cut]:
         middle = self.chunking.prefix_len
         end = middle + self.chunking.suffix_len
-        for ids in self._long_enough(encode(texts, report), end, report):
+        for place, ids in self._long_enough(encode(texts, report), end, report):
             report.dropped_tokens += len(ids) - end
-            yield ids[:middle], ids[middle:end], self.ends and len(ids) == end
+            yield Cut(place, ids[:middle], ids[middle:end], self.ends and len(ids) == end)
 
     def _long_enough(
         self, found: Sequence[Sequence[int]], least: int, report: PackingReport
-    ) -> Iterator[Sequence[int]]:
-        for ids in found:
+    ) -> Iterator[tuple[int, Sequence[int]]]:
+        for place, ids in enumerate(found):
             report.tokens += len(ids)
             report.empty_documents += not ids
             if len(ids) >= max(least, self.chunking.min_source_tokens):
-                yield ids
+                yield place, ids
             else:
                 report.short_documents += 1
                 report.dropped_tokens += len(ids)
@@ -195,7 +207,7 @@ class PrefixSuffixEncoder:
         marker, longest = self.chunking.marker or "", self.chunking.suffix_len
         parts = [part for text in texts for part in halves(text, marker)]
         found = encode(parts, report)
-        for prefix, rest in zip(found[::2], found[1::2], strict=True):
+        for place, (prefix, rest) in enumerate(zip(found[::2], found[1::2], strict=True)):
             report.tokens += len(prefix) + len(rest)
             suffix = rest[:longest]
             is_end = self.ends and len(rest) <= longest
@@ -207,7 +219,7 @@ class PrefixSuffixEncoder:
                 report.long_documents += 1
             else:
                 report.dropped_tokens += len(rest) - len(suffix)
-                yield prefix, suffix, is_end
+                yield Cut(place, prefix, suffix, is_end)
                 continue
             report.dropped_tokens += len(prefix) + len(rest)
 

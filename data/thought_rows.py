@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
@@ -102,9 +102,9 @@ class ThoughtEncoder:
     """Encodes rows of `ThoughtFiles`.
 
     Columns: `input_ids`; `response`, 1 on what the model is to write, else 0; and `kind`, 0 on
-    text, 1 on thoughts and 2 on delimiters. Rows that a check of `data.thoughts` refuses are left
-    out in every form and counted by its reason, so arms that read the same file in unlike forms
-    have the same documents.
+    text, 1 on thoughts and 2 on delimiters. Origins: documents by `source_sha`, numbered as they
+    come. Rows that a check of `data.thoughts` refuses are left out in every form and counted by its
+    reason, so arms that read the same file in unlike forms have the same documents.
 
     Args:
         form: `interleaved`, text with its thoughts, all of it response; `raw`, the raw text alone,
@@ -120,6 +120,7 @@ class ThoughtEncoder:
         DataError: an unknown form, or delimiters that cannot be told apart.
     """
 
+    edition: ClassVar[int] = 2
     form: str = "interleaved"
     open: str = Delimiters.open
     close: str = Delimiters.close
@@ -150,26 +151,32 @@ class ThoughtEncoder:
         )
         iterator, encode = iter(documents), PartTokenizer(tokenizer)
         end = [Part([special.eos], 1)] if self.end_suffix else []
+        numbers: dict[str, int] = {}
         while batch := next_batch(iterator):
             report.documents += len(batch)
-            texts = list(self._accepted(batch, report))
+            accepted = list(self._accepted(batch, report))
+            texts = [segments for _, segments in accepted]
             if self.form == "prefixes":
                 rows = self._prefixes(texts, encode, report)
             else:
                 rows = self._whole(texts, encode, around, report)
-            rows = [[*row, *end] for row in rows]
-            if rows:
-                found = token_batch(rows, special, report, with_kind=True)
+            kept = [place for place, row in enumerate(rows) if row]
+            if kept:
+                origins = [numbers.setdefault(accepted[place][0], len(numbers)) for place in kept]
+                whole = [[*rows[place], *end] for place in kept]
+                found = token_batch(whole, special, report, origins, with_kind=True)
                 report.tokens += int(found.lengths.sum())
                 yield found
 
     def _accepted(
         self, batch: Sequence[Document], report: PackingReport
-    ) -> Iterator[list[Segment]]:
+    ) -> Iterator[tuple[str, list[Segment]]]:
+        """What tells the document apart, and its segments."""
         delimiters = Delimiters(self.open, self.close)
         for row in batch:
             try:
-                yield checked(row["raw_text"], row["augmented_text"], delimiters, self.limits)
+                texts = row["raw_text"], row["augmented_text"]
+                yield row["source_sha"], checked(*texts, delimiters, self.limits)
             except Rejected as error:
                 report.reject(error.reason)
 
@@ -189,16 +196,18 @@ class ThoughtEncoder:
     def _prefixes(
         self, texts: Sequence[list[Segment]], encode: PartTokenizer, report: PackingReport
     ) -> list[list[Part]]:
+        """A row for every text, without parts where it is left out."""
         cuts = [list(cuts_of(segments)) for segments in texts]
         found = encode([half for places in cuts for cut in places for half in cut], report)
         halves = iter(zip(found[::2], found[1::2], strict=True))
-        rows = []
+        rows: list[list[Part]] = []
         for places in cuts:
+            rows.append([])
             here = [next(halves) for _ in places]
             fitting = [cut for cut in here if self._fits(*cut)]
             if fitting:
                 prefix, suffix = fitting[0]
-                rows.append([Part(prefix, 0), Part(suffix, 1)])
+                rows[-1] = [Part(prefix, 0), Part(suffix, 1)]
             elif here:
                 lost = len(here[0][0]) + len(here[0][1])
                 report.short_documents += 1

@@ -213,6 +213,39 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
+def text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the Rust tokenizer to which everything written out in a document is text.
+
+    Special tokens and delimiters become the tokens of their characters, so that nobody who looks
+    for a delimiter finds one that a document only mentions. Many delimiters, `<think>` of Qwen3
+    say, are no special tokens, but added ones as are words and runs of white space that a tokenizer
+    was given; those stay tokens. A delimiter is told by its ends: no letter, digit or white space.
+
+    A tokenizer that has `[EOS]` among its words, as `word` has, still finds it in a text.
+    """
+    backend = plain_backend(tokenizer)
+    added = backend.get_added_tokens_decoder().values()
+    # Only special tokens can be left unseen.
+    backend.add_special_tokens([token for token in added if _is_delimiter(token.content)])
+    backend.encode_special_tokens = True
+    return backend
+
+
+def added_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Ids of all tokens beside the vocabulary, special ones included, white space left out."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if not all(map(_is_space, token.content)))
+
+
+def _is_delimiter(content: str) -> bool:
+    return not any(end.isalnum() or _is_space(end) for end in (content[0], content[-1]))
+
+
+def _is_space(character: str) -> bool:
+    # The second is what SentencePiece writes for it.
+    return character.isspace() or character == "\u2581"
+
+
 def _pretrained(name_or_path: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(Path(name_or_path).expanduser().as_posix())

@@ -4,12 +4,17 @@ A row is one verdict: the pair it is about, the order in which it was shown, and
 `forward` shows the model's continuation first, `backward` that of its opponent.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from data.errors import DataError
+from evaluation.grouped import Groups
+from evaluation.held_out import document_of
 from evaluation.statistics import mcnemar_p, wilson_interval
 from rewards.continuation import Pair
 from rewards.judge_prompts import category
@@ -25,6 +30,7 @@ from rewards.orders import (
 FORWARD, BACKWARD = "forward", "backward"
 BOTH_ORDERS, SEED_RANDOM_SWAP = "both_orders", "seed_random_swap"
 PROTOCOLS = (BOTH_ORDERS, SEED_RANDOM_SWAP)
+_SCORES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _WINNERS = ("first", "second", "tie", None)
 Row = Mapping[str, Any]
 
@@ -36,12 +42,15 @@ class Quality:
     Attributes:
         protocol: how often, and in which order, pairs were shown.
         pairs: compared.
+        documents: that these are from.
         valid: of them, with an outcome.
         invalid: without one.
         win, loss, tie: outcomes for the model.
         win_rate: (win + tie / 2) / valid; None without a valid pair, as are the next three.
-        low, high: its 95 % interval (Wilson), a tie as half a success.
-        p: two-sided exact sign test of win against loss, ties left out.
+        low, high: its 95 % interval (Wilson), a tie as half a success; where valid pairs are of
+            fewer documents a bootstrap that draws these, as pairs of one depend on each other (of
+            documents that are all alike Wilson's, a trial each).
+        p: two-sided exact sign test of win against loss, ties left out; there from the same draws.
         order_flip_rate: contradictions among pairs with two valid verdicts; None where there are
             none, and where pairs are shown once.
         first_position_rate: what was shown first among verdicts for one of two.
@@ -51,6 +60,7 @@ class Quality:
 
     protocol: str
     pairs: int
+    documents: int
     valid: int
     invalid: int
     win: int
@@ -100,7 +110,7 @@ def measure(rows: Iterable[Row], protocol: str) -> Quality:
 
     Args:
         rows: with `pair`, `order`, `winner` ("first", "second", "tie" or None, as shown) and, of
-            those without one, `reason`.
+            those without one, `reason`; and `document`, where pairs may have it in common.
         protocol: "both_orders": only verdicts that agree decide, others are ties; or
             "seed_random_swap": every pair has one.
 
@@ -111,11 +121,7 @@ def measure(rows: Iterable[Row], protocol: str) -> Quality:
     outcomes = [outcome(verdicts) for verdicts in pairs.values()]
     win, loss, tie = (outcomes.count(name) for name in ("first", "second", "tie"))
     valid = win + loss + tie
-    rate: dict[str, float | None] = dict.fromkeys(("win_rate", "low", "high", "p"))
-    if valid:
-        score = win + tie / 2
-        low, high = wilson_interval(score, valid)
-        rate = {"win_rate": score / valid, "low": low, "high": high, "p": mcnemar_p(win, loss)}
+    documents = [document_of(next(iter(one.values())), "pair") for one in pairs.values()]
     said = [row for verdicts in pairs.values() for row in verdicts.values()]
     both = [(one[FORWARD]["winner"], one[BACKWARD]["winner"]) for one in pairs.values()
             if len(one) == 2]  # fmt: skip
@@ -123,6 +129,7 @@ def measure(rows: Iterable[Row], protocol: str) -> Quality:
     return Quality(
         protocol=protocol,
         pairs=len(pairs),
+        documents=len(set(documents)),
         valid=valid,
         invalid=len(pairs) - valid,
         win=win,
@@ -132,8 +139,35 @@ def measure(rows: Iterable[Row], protocol: str) -> Quality:
         first_position_rate=first_position_rate([row["winner"] for row in said]),
         invalid_rate=1 - valid / len(pairs),
         reasons=Counter(category(row.get("reason", "")) for row in failed),
-        **rate,
+        **_win_rate(outcomes, documents)._asdict(),
     )
+
+
+class _Rate(NamedTuple):
+    win_rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+def _win_rate(outcomes: Sequence[str | None], documents: Sequence[str]) -> _Rate:
+    """Of valid outcomes; those of one document are drawn together."""
+    valid = [(one, name) for one, name in zip(outcomes, documents, strict=True) if one is not None]
+    if not valid:
+        return _Rate()
+    score_M = np.array([_SCORES[one] for one, _ in valid])
+    names, group_M = np.unique([name for _, name in valid], return_inverse=True)
+    if len(names) == len(valid):
+        interval = wilson_interval(float(score_M.sum()), len(valid))
+        sign_p = mcnemar_p(outcomes.count("first"), outcomes.count("second"))
+        return _Rate(float(score_M.mean()), *interval, sign_p)
+    groups = Groups(group_M)
+    rate, (_, p) = groups.ratio(score_M), groups.difference(score_M, 1 - score_M)
+    low, high = rate.low, rate.high
+    if low is not None and high is not None and math.isclose(low, high):
+        # Draws of documents that are all alike have no width, however few there are.
+        low, high = wilson_interval(float(score_M.mean()) * len(names), len(names))
+    return _Rate(rate.value, low, high, p)
 
 
 def outcome(verdicts: Mapping[str, Row]) -> str | None:

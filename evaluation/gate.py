@@ -1,7 +1,8 @@
 """The reward gate: arms on the same held-out prefixes under the same judge (arXiv 2601.21343).
 
 Published fields keep their names. Beside them stands what they are worth: samples of one prefix
-depend on each other, so intervals draw whole prefixes, and a difference is paired by prefix.
+depend on each other, and so do prefixes of one document. Intervals draw whole documents (prefixes,
+where each is of its own), and a difference is paired by prefix.
 
 Legend: M rollouts or prefixes, one number each.
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from data.errors import DataError
 from evaluation.grouped import Floats, Groups
+from evaluation.held_out import document_of
 from evaluation.rollout_metrics import (
     TAGS,
     Row,
@@ -35,12 +37,12 @@ class GateArm:
     """One arm; None where nothing was judged.
 
     Attributes:
-        prefixes, samples: groups, and rollouts of all of them.
+        documents, prefixes, samples: what prefixes are from, groups, and rollouts of all of them.
         valid, successes: rollouts with a judgement, and those of them above 1/2.
         reward_mean: of valid rewards.
         wilson: 95 % of it as a rate of independent samples, which they are not; None for rewards
             other than 0 and 1.
-        interval: 95 % of it, drawing prefixes; None for a single one.
+        interval: 95 % of it, drawing documents; None for a single one.
         reward_std: of all valid rewards, the population's.
         reward_min, reward_max: of them.
         invalid_rate: rollouts without a judgement.
@@ -53,6 +55,7 @@ class GateArm:
         artifact_rate: rollouts that are no text.
     """
 
+    documents: int
     prefixes: int
     samples: int
     valid: int
@@ -84,8 +87,8 @@ class GatePair:
     Attributes:
         left, right: names.
         mean_reward_delta: mean over prefixes of the difference of their mean rewards.
-        interval: 95 % of it, drawing prefixes; None for a single one.
-        p: two-sided, from the same draws, and no smaller than so few prefixes can show
+        interval: 95 % of it, drawing documents; None for a single one.
+        p: two-sided, from the same draws, and no smaller than so few documents can show
             (`evaluation.grouped.least_p`); None for a single one.
         significant: the interval lies on one side of zero, and p is at most 0.05. Nothing is
             adjusted for the number of pairs.
@@ -128,7 +131,8 @@ def gate(
     """Everything about some arms.
 
     Args:
-        rows: of every arm, as of `rollout_metrics`, with `prefix` and `reference`.
+        rows: of every arm, as of `rollout_metrics`, with `prefix` and `reference`, and `document`
+            where prefixes may have it in common.
         base, phase3: the arms that the go/no-go fields compare, if they are there.
         tags: the delimiters of thoughts, as they look in texts.
 
@@ -165,6 +169,7 @@ def gate_arm(rows: Sequence[Row], tags: tuple[str, str] = TAGS) -> GateArm:
     is_binary = set(rewards) <= {0.0, 1.0}
     successes = sum(map(is_correct, rewards))
     return GateArm(
+        documents=len(set(documents_of(rows).values())),
         prefixes=len(groups),
         samples=len(rows),
         valid=len(rewards),
@@ -191,16 +196,28 @@ def gate_arm(rows: Sequence[Row], tags: tuple[str, str] = TAGS) -> GateArm:
 
 
 def _mean_interval(rows: Sequence[Row]) -> Interval | None:
-    """95 % of the mean of valid rewards, numerator and denominator of a prefix drawn together."""
+    """95 % of the mean of valid rewards, what belongs to a document drawn together."""
     valid = [row for row in rows if row["reward"] is not None]
     if not valid:
         return None
-    _, group_M = np.unique([row["prefix_id"] for row in valid], return_inverse=True)
-    return interval_of(Groups(group_M).ratio(np.array([float(row["reward"]) for row in valid])))
+    groups = groups_of([document_of(row, "prefix_id") for row in valid])
+    return interval_of(groups.ratio(np.array([float(row["reward"]) for row in valid])))
+
+
+def groups_of(names: Sequence[str]) -> Groups:
+    """Blocks with the same name are drawn together."""
+    _, group_M = np.unique(names, return_inverse=True)
+    return Groups(group_M)
+
+
+def documents_of(rows: Sequence[Row]) -> dict[str, str]:
+    """What tells the documents of prefixes apart, by prefix; one row that knows it is enough."""
+    known_last = sorted(rows, key=lambda row: row.get("document") is not None)
+    return {row["prefix_id"]: document_of(row, "prefix_id") for row in known_last}
 
 
 def interval_of(measure: tuple[float | None, float | None, float | None, float]) -> Interval | None:
-    """The ends of a measure; None where there is one prefix."""
+    """The ends of a measure; None where there is one group."""
     _, low, high, _ = measure
     return None if low is None or high is None else Interval(low, high)
 
@@ -214,22 +231,31 @@ def prefix_means(rows: Sequence[Row]) -> dict[str, float]:
 def gate_pairs(rows: Mapping[str, Sequence[Row]]) -> list[GatePair]:
     """All pairs with prefixes in common, of names in alphabetical order, as they are published."""
     means = {name: prefix_means(rows[name]) for name in sorted(rows)}
+    documents = documents_of([row for name in means for row in rows[name]])
     pairs = (
-        gate_pair(left, means[left], right, means[right]) for left, right in combinations(means, 2)
+        gate_pair(left, means[left], right, means[right], documents)
+        for left, right in combinations(means, 2)
     )
     return [pair for pair in pairs if pair is not None]
 
 
 def gate_pair(
-    left: str, left_means: Mapping[str, float], right: str, right_means: Mapping[str, float]
+    left: str,
+    left_means: Mapping[str, float],
+    right: str,
+    right_means: Mapping[str, float],
+    documents: Mapping[str, str] | None = None,
 ) -> GatePair | None:
-    """Right minus left by prefix; None if they share none."""
+    """Right minus left by prefix; None if they share none.
+
+    `documents` are those of prefixes, as of `documents_of`; None: each has its own.
+    """
     shared = sorted(left_means.keys() & right_means.keys())
     if not shared:
         return None
     left_M, right_M = (np.array([means[p] for p in shared]) for means in (left_means, right_means))
-    # Every prefix is a group of its own.
-    measure, p = Groups(np.arange(len(shared))).difference(right_M, left_M)
+    names = shared if documents is None else [documents[prefix] for prefix in shared]
+    measure, p = groups_of(names).difference(right_M, left_M)
     interval = interval_of(measure)
     is_apart = interval is not None and (interval.low > 0 or interval.high < 0)
     difference_M: Floats = right_M - left_M

@@ -21,8 +21,8 @@ ARM_HEADER = [
     "Avg Predicted Suffix Words", "Closed Think Rate",
 ]  # fmt: skip
 EVIDENCE_HEADER = [
-    "Arm", "Successes", "Judged", "Samples", "Prefixes", "Wilson 95 %", "95 % by prefix",
-    "Mean Group Std", "Closed by Itself", "Artifacts", "Avg Thought Words",
+    "Arm", "Successes", "Judged", "Samples", "Prefixes", "Documents", "Wilson 95 %",
+    "95 % by prefix", "Mean Group Std", "Closed by Itself", "Artifacts", "Avg Thought Words",
 ]  # fmt: skip
 PAIR_HEADER = [
     "Comparison", "Mean Reward Delta", "Right Better Prefix Rate", "Left Better Prefix Rate",
@@ -30,13 +30,13 @@ PAIR_HEADER = [
 ]  # fmt: skip
 PAIR_EVIDENCE = ["95 % of Delta", "p", "Significant"]
 NOTES = (
-    "95 % by prefix, and of a delta: bootstrap over prefixes, paired where two arms are compared."
-    " Wilson's interval takes samples of one prefix for independent, and is too narrow; so are"
-    " bootstraps of fewer than some twenty prefixes.",
+    "95 % by prefix, and of a delta: bootstrap over prefixes, those of one document drawn together,"
+    " paired where two arms are compared. Wilson's interval takes samples of one prefix for"
+    " independent, and is too narrow; so are bootstraps of fewer than some twenty documents.",
     "Closed Think Rate counts boundaries, which are inserted; Closed by Itself those that the model"
     " wrote.",
     "Significant: the interval of the delta lies on one side of zero, and p, which is not below"
-    " 2^(1 - m) where m prefixes differ, is at most 0.05; nothing is adjusted for the number of"
+    " 2^(1 - m) where m documents differ, is at most 0.05; nothing is adjusted for the number of"
     " comparisons. The go/no-go fields look at values alone.",
 )
 
@@ -61,9 +61,9 @@ def evidence_cells(gate: Gate) -> Table:
     return EVIDENCE_HEADER, [
         [
             name, str(arm.successes), str(arm.valid), str(arm.samples), str(arm.prefixes),
-            between(arm.wilson), between(arm.interval), digits(arm.mean_group_std),
-            digits(arm.autonomous_closed_think_rate, 4), digits(arm.artifact_rate, 4),
-            digits(arm.avg_thought_words, 2),
+            str(arm.documents), between(arm.wilson), between(arm.interval),
+            digits(arm.mean_group_std), digits(arm.autonomous_closed_think_rate, 4),
+            digits(arm.artifact_rate, 4), digits(arm.avg_thought_words, 2),
         ]
         for name, arm in gate.arms.items()
     ]  # fmt: skip

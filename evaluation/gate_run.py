@@ -34,12 +34,14 @@ class GatePrefix:
         id: of the row that it is from.
         prefix, reference: texts: what is given, and how it goes on in truth.
         prompt_ids: tokens of the prefix, and the opening delimiter.
+        document: number of the text that it was cut from; None: it is not known.
     """
 
     id: str
     prefix: str
     reference: str
     prompt_ids: list[int]
+    document: int | None = None
 
 
 class Sampler(Protocol):
@@ -151,8 +153,9 @@ class ArmRun:
         if row_id in self.rollouts:
             return
         self.rollouts.append({
-            "id": row_id, "arm": self.name, **rollout.to_row(), "prefix": prefix.prefix,
-            "reference": prefix.reference, "thought": self.text(rollout.thought_ids),
+            "id": row_id, "arm": self.name, **rollout.to_row(), "document": prefix.document,
+            "prefix": prefix.prefix, "reference": prefix.reference,
+            "thought": self.text(rollout.thought_ids),
             "suffix": self.text(rollout.suffix_ids), "thought_tokens": len(rollout.thought_ids),
             "suffix_tokens": len(rollout.suffix_ids),
         })  # fmt: skip

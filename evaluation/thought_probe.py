@@ -7,7 +7,7 @@
     teacher  a thought that was given with the data
 
 A model that uses its thoughts is worse with `swapped` and `blank` than with `own`. Differences are
-paired by prefix, and their intervals draw prefixes.
+paired by prefix, and their intervals draw documents, each with all of its prefixes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,16 @@ from typing import Any
 import numpy as np
 
 from evaluation.benchmark_report import markdown
-from evaluation.gate import GatePair, gate_pair, interval_of, prefix_means
+from evaluation.gate import (
+    GatePair,
+    documents_of,
+    gate_pair,
+    groups_of,
+    interval_of,
+    prefix_means,
+)
 from evaluation.gate_report import between, digits
 from evaluation.gate_run import OWN
-from evaluation.grouped import Groups
 from evaluation.rollout_metrics import Row, by_prefix, is_correct, rewards_of
 from evaluation.statistics import Interval
 
@@ -73,12 +79,15 @@ def thought_probe(rows: Mapping[str, Mapping[str, Sequence[Row]]]) -> list[Probe
 
 
 def _probe_row(arm: str, condition: str, rows: Sequence[Row], own: Sequence[Row]) -> ProbeRow:
-    means = prefix_means(rows)
+    means, documents = prefix_means(rows), documents_of([*rows, *own])
     groups = [rewards_of(group) for group in by_prefix(rows).values()]
     best = [float(any(map(is_correct, rewards))) for rewards in groups if rewards]
-    reward_mean, interval = _mean(list(means.values()))
-    oracle, oracle_interval = _mean(best)
-    pair = None if condition == OWN else gate_pair(condition, means, OWN, prefix_means(own))
+    names = [documents[prefix] for prefix in means]
+    reward_mean, interval = _mean(list(means.values()), names)
+    oracle, oracle_interval = _mean(best, names)
+    pair = None
+    if condition != OWN:
+        pair = gate_pair(condition, means, OWN, prefix_means(own), documents)
     return ProbeRow(
         arm=arm,
         condition=condition,
@@ -95,11 +104,13 @@ def _probe_row(arm: str, condition: str, rows: Sequence[Row], own: Sequence[Row]
     )
 
 
-def _mean(values: Sequence[float]) -> tuple[float | None, Interval | None]:
+def _mean(
+    values: Sequence[float], documents: Sequence[str]
+) -> tuple[float | None, Interval | None]:
     """Of one number per prefix."""
     if not values:
         return None, None
-    measure = Groups(np.arange(len(values))).ratio(np.array(values))
+    measure = groups_of(documents).ratio(np.array(values))
     return measure.value, interval_of(measure)
 
 
@@ -128,8 +139,8 @@ def probe_markdown(rows: Sequence[ProbeRow]) -> str:
     """The table as Markdown, and how to read it."""
     return (
         f"# Use of thoughts\n\n{markdown(*probe_cells(rows))}\n"
-        "- Means and intervals are over prefixes; differences are paired by prefix. Of fewer than"
-        " some twenty prefixes the intervals are too narrow.\n"
+        "- Means are over prefixes, and differences paired by them; intervals draw documents, each"
+        " with its prefixes, and of fewer than some twenty documents are too narrow.\n"
         "- Oracle@k: prefixes with a success among k samples. Nothing is adjusted for the number"
         " of comparisons.\n"
     )

@@ -94,7 +94,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
             ours = continue_side(merged, model, documents, MODEL, written, facts)
             theirs = opponent(cfg, model, documents, written, facts)
             pairs = pairs_of(documents, ours, theirs, model)
-            rows = judge_pairs(pairs, judge, merged, journal)
+            rows = of_documents(judge_pairs(pairs, judge, merged, journal), documents)
         write_config(run_dir, merged)
         write_provenance(run_dir, provenance(merged, data.fingerprint))
         quality = measure(rows, cfg.mode.protocol)
@@ -259,6 +259,14 @@ def judge_pairs(
                     journal.append(row)
             tick(len(part))
     return [journal.read(name) if name in journal else row for name, row in rows.items()]
+
+
+def of_documents(
+    rows: Sequence[Mapping[str, Any]], documents: Sequence[HeldOut]
+) -> list[dict[str, Any]]:
+    """The verdicts with the numbers of the texts that their pairs are from."""
+    number = {one.id: one.document for one in documents}
+    return [{**row, "document": number[row["pair"]]} for row in rows]
 
 
 def likelihoods(documents: Sequence[HeldOut], ours: Side, theirs: Side | None) -> dict[str, float]:

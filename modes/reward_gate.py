@@ -14,6 +14,7 @@ from torch import Tensor
 
 from algorithm import Algorithm
 from causal import CausalAlgorithm
+from data.blocks import ORIGIN
 from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
 from data.journal import Journal
@@ -87,7 +88,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     thoughts that are not the prefix's own. Files: see `modes.gate_folder`.
 
     Returns:
-        `gate/ARM/...`, the numbers of each arm, with low and high (95 %, drawing prefixes);
+        `gate/ARM/...`, the numbers of each arm, with low and high (95 %, drawing documents);
         `delta/RIGHT_minus_LEFT` with delta_low, delta_high and significant; `go_no_go/...`;
         `probe/ARM/CONDITION/...`.
 
@@ -280,7 +281,8 @@ def _prefix(opened: Opened, split: str, batch: Mapping[str, Tensor], row: int) -
     if prefix[-1] == opened.open_id:
         prefix = prefix[:-1]
     texts = opened.text(prefix), opened.text(reference)
-    return GatePrefix(name, *texts, [*prefix, opened.open_id])
+    document = int(batch[ORIGIN][row, 0]) if ORIGIN in batch else None
+    return GatePrefix(name, *texts, [*prefix, opened.open_id], document)
 
 
 def run_arm(

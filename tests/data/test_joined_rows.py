@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.blocks import FEATURE_FILL, IDS, LENGTH, RESPONSE, SEGMENT, PackingReport, TokenBatch
+from data.blocks import (
+    FEATURE_FILL,
+    IDS,
+    LENGTH,
+    ORIGIN,
+    RESPONSE,
+    SEGMENT,
+    PackingReport,
+    TokenBatch,
+)
 from data.errors import DataError
 from data.packing import PackingOptions, pack
 from data.tokenization import load_tokenizer, special_ids
@@ -92,6 +101,30 @@ def test_one_document_to_a_row():
         pack([], TOKENIZER, SPECIAL, options(per_row=1), report, lambda *_: iter([batch]))
     )
     assert blocks[0][LENGTH].tolist() == [4, 3, 2]
+
+
+@pytest.mark.parametrize("per_row", [1, 2, None])
+def test_origins_stay_with_their_documents(per_row):
+    sizes, origins = np.array([2, 7, 2, 5, 1, 2]), np.array([40, 41, 42, 41, 43, 40])
+    # Every token is the place of its document.
+    ids = np.repeat(np.arange(6), sizes).astype(np.uint32)
+    batch = TokenBatch({IDS: ids, RESPONSE: np.ones(19, np.int8)}, sizes, origins)
+    (block,) = pack(
+        [], TOKENIZER, SPECIAL, options(per_row=per_row), PackingReport(), lambda *_: iter([batch])
+    )
+    assert block[ORIGIN].shape == (len(block[IDS]), per_row or 128)
+    seen = []
+    for row_ids, segment, row_origins in zip(
+        block[IDS], block[SEGMENT], block[ORIGIN], strict=True
+    ):
+        number = segment.max() + 1
+        assert (row_origins[number:] == FEATURE_FILL).all()
+        for place in range(number):
+            (document,) = set(row_ids[segment == place].tolist())
+            assert row_origins[place] == origins[document]
+            seen.append(document)
+    # That of one token has no second one to be predicted.
+    assert sorted(seen) == [0, 1, 2, 3, 5]
 
 
 def test_joining_leaves_documents_as_they_are():

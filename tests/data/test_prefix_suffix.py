@@ -7,17 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from data.blocks import IDS, RESPONSE, PackingReport
 from data.errors import DataError
+from data.fingerprint import fingerprint
 from data.prefix_suffix import Chunking, PrefixSuffixEncoder, documents_of, halves
-from data.tokenization import load_tokenizer, special_ids
-from dataloader import LanguageData
+from data.tokenization import added_ids, load_tokenizer, special_ids, with_mask_token
+from dataloader import LanguageData, _encoder_identity
+from models.tiny_causal import byte_tokenizer
 from runtime.validation import validate
 from tests.support import compose_config
 
 TOKENIZER = load_tokenizer("word", documents=[" ".join(f"w{n}" for n in range(60))])
-SPECIAL = special_ids(TOKENIZER)
 SMALL = {"suffix_len": 4, "prefix_len": 6, "max_len": 12, "min_source_tokens": 0}
 
 
@@ -25,13 +27,19 @@ def text(count, first=0):
     return " ".join(f"w{n}" for n in range(first, first + count))
 
 
-def cut(texts, length=16, end_suffix=None, **chunking):
-    """(prefix, suffix) of every row, as words, and the report."""
+def encoded(texts, tokenizer=TOKENIZER, length=16, end_suffix=None, **chunking):
+    """The batches, and the report."""
     encoder = PrefixSuffixEncoder(length, Chunking(**{**SMALL, **chunking}), end_suffix)
     report = PackingReport()
-    rows = []
     documents = [{"text": text} for text in texts]
-    for batch in encoder(documents, TOKENIZER, SPECIAL, report):
+    return list(encoder(documents, tokenizer, special_ids(tokenizer), report)), report
+
+
+def cut(texts, length=16, end_suffix=None, **chunking):
+    """(prefix, suffix) of every row, as words, and the report."""
+    rows = []
+    batches, report = encoded(texts, TOKENIZER, length, end_suffix, **chunking)
+    for batch in batches:
         assert set(batch.columns) == {IDS, RESPONSE}
         ends = np.cumsum(batch.lengths)[:-1]
         for ids, response in zip(
@@ -113,6 +121,79 @@ def test_a_marker_ends_the_prefix():
     assert rows == [(f"{text(3)} w9", text(2, 20))]
 
 
+def bytes_with(*extra_tokens):
+    """Bytes, four special tokens, and these, which are none."""
+    tokenizer = byte_tokenizer(extra_tokens)
+    return with_mask_token(tokenizer, tokenizer.convert_tokens_to_ids("<|mask|>"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["<think>", "</think>", "\u25c1think\u25b7", "<|im_end|>", "<|endoftext|>", "<|mask|>"],
+)
+@pytest.mark.parametrize("mode", ["fixed", "contiguous", "marker"])
+def test_delimiters_and_special_tokens_of_a_document_are_text(mode, written):
+    tokenizer = bytes_with("<think>", "</think>", "\u25c1think\u25b7")
+    document = f"so {written} {written} on and {written}"
+    size = len(document.encode())
+    lengths = {"suffix_len": 8, "prefix_len": size - 8, "max_len": size}
+    batches, report = encoded(
+        [document], tokenizer, 2 * size, False, mode=mode, marker="so ", **lengths
+    )
+    (batch,) = batches
+    ids = batch.columns[IDS].tolist()
+    assert not added_ids(tokenizer) & set(ids)
+    assert report.added_tokens_in_text == report.documents_with_mask == 0
+    assert report.tokens == size, "a token a byte"
+    if mode != "contiguous":
+        assert document.startswith(tokenizer.decode(ids)) and len(ids) >= 8
+    if mode == "fixed":
+        assert tokenizer.decode(ids) == document
+
+
+def test_added_words_stay_tokens_and_are_counted():
+    tokenizer = bytes_with("<think>", "Palimpsest", "    ")
+    word, indent = tokenizer.convert_tokens_to_ids(["Palimpsest", "    "])
+    batches, report = encoded(
+        ["x Palimpsest    y<think>"], tokenizer, suffix_len=8, prefix_len=4, mode="fixed"
+    )
+    assert batches[0].columns[IDS].tolist()[2:5] == [
+        word,
+        indent,
+        *tokenizer.encode("y", add_special_tokens=False),
+    ]
+    assert report.added_tokens_in_text == 1 and "1 added tokens in text" in str(report)
+
+
+def test_a_special_token_that_is_a_word_of_the_vocabulary_is_counted():
+    """The tokenizer of words has no other tokens for it."""
+    _, report = encoded([f"{text(4)} [EOS] {text(5)} [EOS]", text(11)], mode="fixed")
+    assert report.added_tokens_in_text == 2
+    assert "2 added tokens in text" in str(report) and "added" not in str(PackingReport())
+
+
+@pytest.mark.parametrize("content", ["<tool call>", "[x]", "\u00abx\u00bb"])
+def test_delimiters_are_told_by_their_ends(content):
+    tokenizer = bytes_with()
+    tokenizer.add_tokens([AddedToken(content, normalized=False)])
+    batches, report = encoded([f"{content} {'x' * 20}"], tokenizer, mode="fixed")
+    shown = tokenizer.decode(batches[0].columns[IDS].tolist())
+    assert f"{content} {'x' * 20}".startswith(shown) and len(shown.encode()) == 10
+    assert report.added_tokens_in_text == 0
+
+
+def test_rows_know_their_document():
+    texts = [text(12), text(4), text(9), text(8)]
+    batches, _ = encoded(texts, mode="contiguous")
+    assert [batch.origins.tolist() for batch in batches] == [[0, 0, 2, 3]]
+    # Numbers go on in the next batch.
+    many = [text(12)] * 1001
+    batches, _ = encoded(many, mode="contiguous", max_prefixes_per_doc=1)
+    assert [batch.origins.tolist() for batch in batches] == [list(range(1000)), [1000]]
+    batches, _ = encoded([f"{text(3)} w9 w5", "w1", f"{text(3)} w9 w5"], mode="marker", marker="w9")
+    assert batches[0].origins.tolist() == [0, 2]
+
+
 def test_a_prefix_without_room_for_its_suffix_is_counted():
     rows, report = cut(
         [f"{text(8)} w9 w10 w11", f"{text(9)} w9 w11"], 12, mode="marker", marker=" w9"
@@ -164,8 +245,10 @@ def test_rows_of_documents_that_ship_with_python(tmp_path):
     validate(cfg)
     data = LanguageData(cfg)
     batch = next(iter(data.train_loader(max_steps=1)))
-    expected = {"input_ids", "segment", "response", "token_mask", "loss_mask", "index", "position"}
-    assert set(batch) == expected
+    assert set(batch) == {
+        "input_ids", "segment", "response", "token_mask", "loss_mask", "index", "position",
+        "origin",
+    }  # fmt: skip
     assert batch["input_ids"].shape == (4, 128)
     assert torch.equal(batch["response"], (torch.arange(128) >= 96).long().expand(4, -1))
     assert (batch["segment"] == 0).all() and batch["token_mask"].all()
@@ -210,3 +293,23 @@ def test_documents_are_those_of_the_files_or_of_python(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\n\ntwo\n")
     assert documents_of(str(path)).name == "text"
+
+
+def test_rows_of_an_earlier_edition_are_not_taken_for_these(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("x <think> y " * 40)
+    cfg = compose_config(
+        "algo=sft_raw", *TINY, f"data.files=[{path}]", f"data.valid_files=[{path}]",
+        "data.chunking.suffix_len=16", "data.chunking.prefix_len=16", "data.split_paragraphs=false",
+        "data.chunking.min_source_tokens=0", "model.length=32", f"paths.cache_dir={tmp_path}",
+    )  # fmt: skip
+    monkeypatch.setattr(PrefixSuffixEncoder, "edition", 1)
+    before = LanguageData(cfg)
+    path_before, fingerprint_before = before.rows("train").path, before.fingerprint
+    monkeypatch.undo()
+    now = LanguageData(cfg)
+    assert now.rows("train").path != path_before and now.fingerprint != fingerprint_before
+    assert now.rows("train").path == LanguageData(cfg).rows("train").path
+    # Without an edition the key is that of caches which are older than editions.
+    chat = {"_target_": "data.chat_encoding.ChatEncoder", "thinking": True}
+    assert _encoder_identity(chat) == fingerprint(chat)

@@ -14,7 +14,7 @@ from data.errors import DataError
 from data.parts import DELIMITER, KIND, TEXT, THOUGHT
 from data.thought_rows import SHARES, ThoughtEncoder, ThoughtFiles, delimiter_id, share_of
 from data.thoughts import Delimiters, Insertion, Limits, splice
-from data.tokenization import special_ids, with_mask_token
+from data.tokenization import added_ids, special_ids, with_mask_token
 from dataloader import LanguageData
 from models.tiny_causal import byte_tokenizer
 from runtime.validation import validate
@@ -79,6 +79,34 @@ def test_raw_is_the_text_alone_and_the_end_is_text():
     (columns,), _ = encode(row("a: 1\n", (2, "b")), form="raw", end_suffix=True)
     assert spelled(columns, slice(None)) == "a: 1\n<|im_end|>"
     assert (columns[KIND] == TEXT).all() and (columns[RESPONSE] == 1).all()
+
+
+@pytest.mark.parametrize("form", ["raw", "interleaved", "prefixes"])
+def test_other_delimiters_in_the_text_are_text(form):
+    tokenizer = byte_tokenizer(["<think>", "</think>", "<tool_call>"])
+    tokenizer = with_mask_token(tokenizer, tokenizer.convert_tokens_to_ids("<|mask|>"))
+    text, report = "a <tool_call> <|im_end|> b", PackingReport()
+    encoder = ThoughtEncoder(form=form, min_prefix=1, min_suffix=1)
+    (batch,) = encoder([row(text, (2, "<tool_call>"))], tokenizer, special_ids(tokenizer), report)
+    ids, kind = batch.columns[IDS], batch.columns[KIND]
+    assert tokenizer.decode(ids[kind == TEXT].tolist()) == text
+    written = set(ids[kind != DELIMITER].tolist())
+    assert not added_ids(tokenizer) & written and report.added_tokens_in_text == 0
+    assert (kind == DELIMITER).sum() == 2 * (form == "interleaved")
+
+
+def test_rows_of_one_source_have_one_origin():
+    rows = [row("a b", (1, "x"), source_sha=sha) for sha in "pqpr"]
+    rows[3]["augmented_text"] = "a b"
+    rows.append(row("a b", (1, "x"), source_sha="s"))
+    (batch,) = ThoughtEncoder()(rows, TOKENIZER, SPECIAL, PackingReport())
+    assert batch.origins.tolist() == [0, 1, 0, 2]
+    # Of two that are too short one is of a document with another row.
+    rows = [row(text, (len(text) - 2, "x"), source_sha=sha) for text, sha in
+            (("a b", "p"), ("long b", "q"), ("a b", "q"), ("longer b", "p"))]  # fmt: skip
+    encoder = ThoughtEncoder(form="prefixes", min_prefix=3, min_suffix=1)
+    (batch,) = encoder(rows, TOKENIZER, SPECIAL, PackingReport())
+    assert batch.origins.tolist() == [0, 1] and len(batch.lengths) == 2
 
 
 def test_prefixes_are_cut_at_the_first_thought_that_leaves_enough():
@@ -207,6 +235,7 @@ def test_batches_of_every_form(tmp_path, form):
     batch = next(iter(data.train_loader(max_steps=1)))
     assert set(batch) == {
         "input_ids", "segment", "response", "kind", "token_mask", "loss_mask", "index", "position",
+        "origin",
     }  # fmt: skip
     assert batch["input_ids"].shape == (4, 64) and batch["index"].shape == (4,)
     texts = {one["raw_text"] for one in rows}
@@ -222,3 +251,16 @@ def test_batches_of_every_form(tmp_path, form):
         prefix = data.tokenizer.decode(ids[response == 0])
         assert prefix.endswith("\nAnswer:") if form == "prefixes" else prefix == ""
     assert data.packing_report("train").rows + data.packing_report("validation").rows == len(rows)
+    for split in ("train", "validation"):
+        assert data.packing_report(split).added_tokens_in_text == 0
+        source = {}
+        for batch in data.eval_loader(split):
+            for ids, kind, origin in zip(
+                batch["input_ids"], batch["kind"], batch["origin"], strict=True
+            ):
+                source.setdefault(origin.item(), []).append(
+                    data.tokenizer.decode(ids[kind == TEXT])
+                )
+        # Two rows of every document, with the same text.
+        assert {len(texts) for texts in source.values()} == {2}
+        assert all(len(set(texts)) == 1 for texts in source.values())

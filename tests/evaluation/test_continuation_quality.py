@@ -97,8 +97,49 @@ def test_a_fair_judge_says_the_same_under_both_protocols(protocol):
 def test_without_a_valid_verdict_there_is_no_rate():
     found = measure([row(1, "forward", None, "no answer: x")], "seed_random_swap")
     assert found.metrics() == {
-        "pairs": 1, "valid": 0, "invalid": 1, "win": 0, "loss": 0, "tie": 0, "invalid_rate": 1.0,
+        "pairs": 1, "documents": 1, "valid": 0, "invalid": 1, "win": 0, "loss": 0, "tie": 0,
+        "invalid_rate": 1.0,
     }  # fmt: skip
+
+
+def of_documents(documents):
+    """Three pairs of each document, which are alike: won if its number is even, else lost."""
+    return [
+        row(f"{document}-{part}", "forward", "second" if document % 2 else "first")
+        | {"document": document}
+        for document in range(documents) for part in range(3)
+    ]  # fmt: skip
+
+
+def test_pairs_of_one_document_are_drawn_together():
+    rows = of_documents(20)
+    found = measure(rows, "seed_random_swap")
+    alone = measure([{**one, "document": None} for one in rows], "seed_random_swap")
+    assert (found.pairs, found.documents, alone.documents) == (60, 20, 60)
+    assert found.win_rate == alone.win_rate == 0.5
+    assert (alone.low, alone.high) == wilson_interval(30, 60)
+    # A bootstrap of twenty coins, not sixty: 1.96 sqrt(1/4 / 20) = 0.219 to both sides.
+    assert found.high - found.win_rate == pytest.approx(0.219, abs=0.035)
+    assert found.low < alone.low and alone.high < found.high
+
+
+def test_few_documents_prove_little_however_many_pairs_they_have():
+    rows = [one | {"winner": "first"} for one in of_documents(4)]
+    found = measure(rows, "seed_random_swap")
+    alone = measure([{**one, "document": None} for one in rows], "seed_random_swap")
+    assert alone.p == 2 / 2**12 and found.p == 2 / 2**4
+    # Every draw of these documents is the same.
+    assert (found.low, found.high) == wilson_interval(4, 4)
+    single = measure(rows[:3], "seed_random_swap")
+    assert (single.win_rate, single.low, single.high, single.p) == (1.0, None, None, None)
+    assert "low" not in single.metrics()
+
+
+def test_a_document_for_every_pair_changes_nothing():
+    rows = of_documents(20)[::3]
+    known = measure(rows, "seed_random_swap")
+    assert known == measure([{**one, "document": None} for one in rows], "seed_random_swap")
+    assert (known.low, known.high) == wilson_interval(10, 20)
 
 
 @pytest.mark.parametrize(

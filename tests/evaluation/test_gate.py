@@ -19,6 +19,7 @@ from evaluation.gate_report import (
     plot_gate,
 )
 from evaluation.statistics import wilson_interval
+from evaluation.thought_probe import thought_probe
 
 ORDER = ("think_base", "think_phase3", "think_base_rlmt", "think_phase3_rlmt")
 # Successes of 16 by prefix, a hexadecimal digit per arm (base, base_rlmt, phase3, phase3_rlmt).
@@ -171,6 +172,53 @@ def test_a_difference_by_hand():
     rates = (pair.right_better_prefix_rate, pair.left_better_prefix_rate, pair.tie_prefix_rate)
     assert rates == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert gate_pair("a", {"p": 0.5}, "b", {"q": 0.5}) is None
+
+
+def twice(rows):
+    """Every prefix two times over, both of one document."""
+    return [
+        {**row, "document": int(row["prefix_id"][1:]), "prefix_id": f"{row['prefix_id']}{part}"}
+        for row in rows for part in "ab"
+    ]  # fmt: skip
+
+
+def width(interval):
+    return interval.high - interval.low
+
+
+def test_prefixes_of_one_document_are_drawn_together():
+    rows = {"a": arm_rows([1, 5, 0, 9, 3, 7, 2]), "b": arm_rows([3, 4, 1, 16, 3, 9, 2])}
+    once = gate(rows)
+    doubled = {name: twice(of_arm) for name, of_arm in rows.items()}
+    found = gate(doubled)
+    for name in rows:
+        assert found.arms[name].interval == pytest.approx(once.arms[name].interval)
+        assert (found.arms[name].documents, found.arms[name].prefixes) == (7, 14)
+        assert once.arms[name].documents == 7
+    (pair,), (other,) = found.pairs, once.pairs
+    assert pair.interval == pytest.approx(other.interval) and pair.p == other.p
+    # Taken for independent, copies narrow the intervals.
+    unknown = {
+        name: [{**row, "document": None} for row in of_arm] for name, of_arm in doubled.items()
+    }
+    free = gate(unknown)
+    assert width(free.arms["a"].interval) < 0.85 * width(found.arms["a"].interval)
+    assert width(free.pairs[0].interval) < 0.85 * width(pair.interval)
+    assert free.arms["a"].documents == 14
+    # One arm that knows is enough for the pair.
+    for some in ({"a": doubled["a"], "b": unknown["b"]}, {"a": unknown["a"], "b": doubled["b"]}):
+        assert gate(some).pairs == found.pairs
+    assert "| 224 | 224 | 14 | 7 |" in gate_markdown(found)
+
+
+def test_a_probe_draws_documents():
+    own, blank = arm_rows([1, 5, 0, 9, 3, 7, 2]), arm_rows([0, 4, 1, 2, 3, 5, 2])
+    (_, once) = thought_probe({"a": {"own": own, "blank": blank}})
+    (_, found) = thought_probe({"a": {"own": twice(own), "blank": twice(blank)}})
+    for name in ("interval", "oracle_interval"):
+        assert getattr(found, name) == pytest.approx(getattr(once, name))
+    assert found.own_minus.interval == pytest.approx(once.own_minus.interval)
+    assert found.own_minus.p == once.own_minus.p and found.prefixes == 2 * once.prefixes
 
 
 def test_what_is_always_better_is_significant():

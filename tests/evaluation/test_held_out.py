@@ -1,12 +1,21 @@
 """Documents in two parts out of rows, and their continuations as they are kept."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from data.errors import DataError
 from data.journal import Journal
 from decoding.generate import GenerationResult
-from evaluation.held_out import HeldOut, continue_all, read_held_out, suffix_likelihood
+from evaluation.held_out import (
+    HeldOut,
+    continue_all,
+    document_of,
+    read_held_out,
+    suffix_likelihood,
+)
 
 
 def batch(ids, segment, response, index=(4,)):
@@ -29,6 +38,15 @@ def test_prefixes_and_suffixes_of_all_documents():
         HeldOut("4-1", [8], [9]),
         HeldOut("7-0", [1, 2], [3]),
     ]
+
+
+def test_what_texts_documents_are_from():
+    one = batch([5, 6, 7, 8, 9, 0], [0, 0, 0, 1, 1, -1], [0, 1, 1, 0, 1, -1])
+    found = read_held_out([one | {"origin": torch.tensor([[3, 0, -1]])}, one], "made")
+    assert [document.document for document in found] == [3, 0, None, None]
+    assert [document_of(vars(document), "id") for document in found] == [
+        "document 3", "document 0", "4-0", "4-1",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -70,3 +88,17 @@ def test_continuations_are_kept_and_not_written_again(tmp_path):
 def test_likelihood_is_per_token():
     documents = [HeldOut("1", [1], [1, 2, 3]), HeldOut("2", [1], [1])]
     assert suffix_likelihood([6.0, 4.0], documents).value == 2.5
+
+
+def test_the_error_of_a_likelihood_is_that_over_texts():
+    nats, tokens = [6.0, 4.0, 5.0, 1.0], [3, 1, 2, 2]
+    alone = [HeldOut(str(n), [1], [1] * size) for n, size in enumerate(tokens)]
+    shared = [replace(one, document=n // 2) for n, one in enumerate(alone)]
+    # Texts of 10 nats in 4 tokens and 6 in 4: r = 2, deviations 2 and -2, n / (n - 1) = 2.
+    value, error = suffix_likelihood(nats, shared)
+    assert value == suffix_likelihood(nats, alone).value == 2.0
+    assert error == pytest.approx(math.sqrt(2 * 8) / 8)
+    # Deviations 0, 2, 1 and -3, n / (n - 1) = 4 / 3.
+    assert suffix_likelihood(nats, alone).standard_error == pytest.approx(math.sqrt(4 / 3 * 14) / 8)
+    one_text = [replace(one, document=5) for one in alone]
+    assert math.isnan(suffix_likelihood(nats, one_text).standard_error)

@@ -84,18 +84,24 @@ class Groups:
         sums_2 = sums_G2.sum(0)
         return float(quotient(*sums_2)), quotient(*(self.times_DG @ sums_G2).T), float(sums_2[1])
 
-    def difference(self, first_M: NDArray, second_M: NDArray) -> tuple[Measure, float | None]:
-        """Mean of a paired difference and its p-value.
+    def difference(
+        self, first_M: NDArray, second_M: NDArray, denominator_M: NDArray | None = None
+    ) -> tuple[Measure, float | None]:
+        """A paired difference, sum (a - b) / sum d over blocks, and its p-value.
 
-        Twice the smaller share of resamples on either side of zero, at least `least_p`; None for
-        one group.
+        d = 1 for each where it is not given: a mean. p is twice the smaller share of resamples on
+        either side of zero, at least `least_p`; None for one group. Resamples in which nothing is
+        below are left out.
         """
         difference_M = first_M.astype(np.float64) - second_M.astype(np.float64)
         differing = int(np.count_nonzero(np.abs(self.sums(difference_M[:, None])) > _EQUAL))
-        value, draws_D, over = self._ratio_draws(difference_M)
-        tail = min(float(np.mean(draws_D <= 0)), float(np.mean(draws_D >= 0)))
-        p = max(min(1.0, 2 * tail), least_p(differing, len(draws_D))) if self.number > 1 else None
-        return self.measure(value, draws_D, over), p
+        value, draws_D, over = self._ratio_draws(difference_M, denominator_M)
+        measure = self.measure(value, draws_D, over)
+        kept_D = draws_D[~np.isnan(draws_D)]
+        if self.number < 2 or not len(kept_D):
+            return measure, None
+        tail = min(float(np.mean(kept_D <= 0)), float(np.mean(kept_D >= 0)))
+        return measure, max(min(1.0, 2 * tail), least_p(differing, len(kept_D)))
 
 
 def least_p(differing: int, resamples: int) -> float:

@@ -9,12 +9,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from callbacks.progress import progress_bar
+from data.blocks import ORIGIN
 from data.journal import encode_row
 from data.storage import atomic_file
 from dataloader import LanguageData
 from decoding.generate import GenerationRequest, GenerationSettings, Generator
 from evaluation.degeneration import repeated_share
-from evaluation.kind_likelihood import RowLikelihoods, by_kind, losses, plain_row
+from evaluation.kind_likelihood import RowLikelihoods, by_kind, losses, plain_row, with_documents
 from evaluation.repetition import RepetitionRate, repetition_rate
 from evaluation.statistics import ratio_with_standard_error
 from evaluation.tables import metrics_table
@@ -38,8 +39,8 @@ _COSTS = ("tokens_seen", "tok_per_sec", "available_mem_gib_min")
 def run(cfg: DictConfig) -> dict[str, float]:
     """Evaluate `eval.checkpoint_path` (algo=sft_thoughts) on `eval.split`.
 
-    Writes rows.jsonl (nats and tokens of every row, by part), generations.jsonl and metrics.json,
-    which mode=sft_table reads.
+    Writes rows.jsonl (nats and tokens of every row, by part, and the document that it is of where
+    it has one alone), generations.jsonl and metrics.json, which mode=sft_table reads.
 
     Returns:
         primary_metric (= val_loss_selected), val_loss_raw, val_loss_selected, each with `_se` and
@@ -63,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         cfg, model.tokenizer, named="data.tokenizer_name_or_path" in overridden_keys()
     )
     # 1. Likelihoods.
-    rows = likelihoods(cfg, model, data)
+    rows = with_documents(likelihoods(cfg, model, data), row_documents(cfg, data))
 
     # 2. The data's own repetition, and how much thoughts help.
     def documents(most: int) -> Iterator[Document]:
@@ -121,6 +122,19 @@ def likelihoods(cfg: DictConfig, model: ThoughtFinetune, data: LanguageData) -> 
     trainer.validate(model, dataloaders=loader, verbose=False)
     assert model.row_likelihoods is not None, "validation leaves its rows"
     return model.row_likelihoods
+
+
+def row_documents(cfg: DictConfig, data: LanguageData) -> dict[int, int]:
+    """Number of the document that a row is of, by its index; those of several are left out."""
+    found: dict[int, int] = {}
+    for batch in data.eval_loader(cfg.eval.split, cfg.eval.limit_rows, rank=0, world=1):
+        if ORIGIN not in batch:
+            return {}
+        for index, origins in zip(batch["index"].tolist(), batch[ORIGIN].tolist(), strict=True):
+            here = {number for number in origins if number >= 0}
+            if len(here) == 1:
+                found[index] = here.pop()
+    return found
 
 
 def read_documents(

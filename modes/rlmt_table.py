@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from evaluation.benchmark_report import markdown
+from evaluation.rlmt_plot import plot_runs
 from evaluation.rlmt_table import AVERAGES, REWARD, RlmtRow, rlmt_cells, rlmt_notes, rlmt_row
 from evaluation.tables import text_table
 from modes.benchmark_folder import read_json
@@ -23,7 +24,7 @@ ALLOWED = f"{METRICS} of an online training (algo=rlmt)"
 def run(cfg: DictConfig) -> dict[str, float]:
     """Average the steps of the runs of `mode.runs`, each by its metrics.json.
 
-    Writes rlmt_table.md and .json.
+    Writes rlmt_table.md, .json and .png (`evaluation.rlmt_plot`).
 
     Returns:
         per run `ARM/completed_steps`, `ARM/wall_time_s`, `ARM/final_reward`, and `ARM/NAME`, the
@@ -37,7 +38,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     folders = [out] if listed == [str(out)] else run_folders(listed, Path())
     if not folders:
         raise ConfigError(f"mode.runs={show_list(patterns)}: nothing there; allowed: {ALLOWED}")
-    rows = [rlmt_row(read_metrics(folder / METRICS)) for folder in folders]
+    runs = [read_metrics(folder / METRICS) for folder in folders]
+    rows = [rlmt_row(metrics) for metrics in runs]
     names = [row.arm for row in rows]
     for name in names:
         if names.count(name) > 1:
@@ -49,6 +51,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     text = f"# RLMT\n\n{markdown(*rlmt_cells(rows))}\n{said}"
     (out / "rlmt_table.md").write_text(text, encoding="utf-8")
+    plot_runs(out / "rlmt_table.png", {run["arm"]: run["history"] for run in runs})
     write_json(out / "rlmt_table.json", {"rows": [asdict(row) for row in rows], "notes": notes})
     print(text_table(*rlmt_cells(rows)) + f"\n{said}", end="")
     return {name: value for row in rows for name, value in _metrics(row).items()}

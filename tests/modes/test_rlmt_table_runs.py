@@ -39,6 +39,7 @@ def test_the_table_of_two_runs(tmp_path, capsys):
     assert "| a | 1 | non-finite loss |" in text and "runs: " in text
     found = json.loads((tmp_path / "table" / "rlmt_table.json").read_text())
     assert [row["arm"] for row in found["rows"]] == ["b", "a"]
+    assert (tmp_path / "table" / "rlmt_table.png").read_bytes()[:4] == b"\x89PNG"
     assert "Avg Length Drift" in capsys.readouterr().out
 
 

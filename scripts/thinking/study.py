@@ -16,7 +16,8 @@ gate. The stages, each a run of main.py:
     sft           raw_base, think_base, think_phase3; mode=sft_eval and sft_table of each
     rlmt          think_base_rlmt and think_phase3_rlmt (algo=rlmt_paper); from think_base also
                   algo=rlmt_seed, and a short run whose reward is a language model's judgement
-    gate          the arms on the same held-out prefixes, with the thought-use probe
+    gate          the arms on the same held-out prefixes, with the thought-use probe, and the kinds
+                  of thoughts that they have (kinds.py)
     reasoning     n answers of every arm to held-out problems; the tables of all arms
 
 A finished stage is not run again, and one that was broken off goes on, so the command may be killed
@@ -37,6 +38,7 @@ from data.files import read_objects  # noqa: E402
 from data.journal import encode_row  # noqa: E402
 from data.storage import atomic_file, exclusive  # noqa: E402
 from scripts.stages import Stages  # noqa: E402
+from scripts.thinking.kinds import write_kinds  # noqa: E402
 
 TASK = "{chain_sum:{min_terms:2,max_terms:6,min_digits:1,max_digits:1}}"
 SHARES = "{pretrain:0.3,phase3:0.1,sft:0.4,rlmt:0.1,gate:0.1}"
@@ -238,6 +240,7 @@ class Study(Stages):
         arms["seed"] = self.checkpoint("rlmt/seed")
         gate = [lambda: self._gate(listed)]
         self.together(gate + [self._answers(name, path) for name, path in arms.items()])
+        write_kinds(self.out / "gate", self.out / "thought_kinds")
         pairs = [
             ["think_base", "raw_base"], ["think_phase3", "think_base"],
             ["think_base_rlmt", "think_base"], ["think_phase3_rlmt", "think_phase3"],

@@ -45,6 +45,7 @@ def test_killed_at_any_stage_the_study_goes_on(tmp_path):
         summary = json.loads((out / name / "summary.json").read_text())
         assert summary["status"] == "done" and list((out / name).glob("*.md"))
         assert str(out / name) in done.stdout
+    assert (out / "thought_kinds" / "thought_kinds.md").is_file()
     notes = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
     assert len(notes) > 20
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)

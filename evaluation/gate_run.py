@@ -161,21 +161,27 @@ class ArmRun:
         })  # fmt: skip
 
     def _with_rewards(self, ids: Sequence[str], tick: Tick | None) -> list[Row]:
-        """Rollouts of the journal with what the judge says, who is asked where it has not said."""
+        """Rollouts of the journal with what the judge says, who is asked where it has not said.
+
+        What is invalid is not kept: the next run asks again.
+        """
         rows = [self.rollouts.read(one) for one in ids]
         unjudged = [row for row in rows if row["id"] not in self.judged]
         # The judge sees no thought.
         cases = [Case(r["id"], r["prefix"], r["reference"], r["suffix"]) for r in unjudged]
         found = self.reward.judge(cases) if cases else []
+        said: dict[str, Row] = {}
         for row, judgement in zip(unjudged, found, strict=True):
             score = judgement.score
-            self.judged.append({
+            said[row["id"]] = {
                 "id": row["id"], "reward": score, "judge_valid": score is not None,
                 "reason": judgement.reason,
-            })  # fmt: skip
+            }  # fmt: skip
+            if score is not None:
+                self.judged.append(said[row["id"]])
         if tick is not None:
             tick(len(ids))
-        return [{**row, **self.judged.read(row["id"])} for row in rows]
+        return [{**row, **(said.get(row["id"]) or self.judged.read(row["id"]))} for row in rows]
 
 
 def _parts(prefixes: Sequence[GatePrefix], size: int) -> Iterator[Sequence[GatePrefix]]:

@@ -15,6 +15,7 @@ from evaluation.gate_run import deranged
 from modes import gate_folder, gate_table, reward_gate, train
 from modes.gate_folder import read_arms, read_prefixes
 from objectives.keyed import fold_key
+from rewards.continuation import Judgement
 from runtime.errors import ConfigError
 from runtime.validation import validate
 from tests.forks import Fork
@@ -211,6 +212,27 @@ def test_killed_anywhere_it_goes_on(folder, done, tmp_path):
                     assert found.pop(name) == pytest.approx(wanted.pop(name))
                 assert found == wanted
     assert (tmp_path / "gate.json").read_bytes() == (done[0] / "gate.json").read_bytes()
+
+
+def test_what_was_invalid_is_asked_again(folder, done, tmp_path, monkeypatch):
+    judge = ByteReward.judge
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ByteReward, "judge", lambda self, cases: [
+            Judgement(None, "no answer") if place % 3 == 0 else one
+            for place, one in enumerate(judge(self, cases))
+        ])  # fmt: skip
+        reward_gate.run(configured(folder, tmp_path, "mode.probe=false"))
+    rows = rows_of(tmp_path, ARMS[0])
+    invalid = [row["id"] for row in rows if row["reward"] is None]
+    assert invalid and all(row["judge_valid"] == (row["reward"] is not None) for row in rows)
+    asked = []
+    monkeypatch.setattr(
+        ByteReward, "judge", lambda self, cases: asked.extend(cases) or judge(self, cases)
+    )
+    (tmp_path / "arms" / f"{ARMS[0]}.jsonl").unlink()
+    reward_gate.run(configured(folder, tmp_path, "mode.probe=false"))
+    assert [case.id for case in asked] == invalid
+    assert rows_of(tmp_path, ARMS[0]) == rows_of(done[0], ARMS[0])
 
 
 def test_another_gate_is_refused(folder, done):

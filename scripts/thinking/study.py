@@ -235,9 +235,9 @@ class Study(Stages):
         """The gate, and answers to held-out problems."""
         arms = {name: self.checkpoint(f"sft/{name}") for name in THINKING}
         arms |= {f"{name}_rlmt": self.checkpoint(f"rlmt/{name}_rlmt") for name in THINKING}
+        arms["seed"] = self.checkpoint("rlmt/seed")
         listed = ",".join(f"{name}:{path}" for name, path in arms.items())
         arms["raw_base"] = self.checkpoint("sft/raw_base")
-        arms["seed"] = self.checkpoint("rlmt/seed")
         gate = [lambda: self._gate(listed)]
         self.together(gate + [self._answers(name, path) for name, path in arms.items()])
         write_kinds(self.out / "gate", self.out / "thought_kinds")

@@ -254,9 +254,10 @@ class Study(Stages):
         )  # fmt: skip
 
     def _gate(self, checkpoints: str) -> None:
+        # Of this share no training reads anything, so its larger part is held out as well.
         self.run(
             "gate", "mode=reward_gate", f"mode.checkpoints={{{checkpoints}}}", "reward=verifiable",
-            *self._documents(), "data.share=gate", "data.form=prefixes",
+            *self._documents(), "data.share=gate", "data.form=prefixes", "eval.split=train",
             f"mode.prefixes={self.size.prefixes[2]}",
             "mode.thought_tokens=96", "mode.suffix_tokens=12", "mode.probe=true", "trainer=cpu",
         )  # fmt: skip

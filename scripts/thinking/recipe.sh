@@ -9,7 +9,8 @@
 #                arXiv 2601.21343 has it; with it rlmt.sh, gate.sh and eval.sh write rlmt_paper/ARM and arms
 #                ARM_rlmt_paper beside the others
 #   BENCHMARKS   names of configs/benchmark separated by commas (default: the four published ones), with
-#                BENCHMARK_OPTIONS, overrides separated by spaces; GPQA=gpqa_diamond.csv may not be passed on
+#                BENCHMARK_OPTIONS, overrides separated by spaces
+#   GPQA         gpqa_diamond.csv, which everybody has to fetch for themselves: its licence forbids passing it on
 #   LAUNCH       what starts a training, "srun", say
 #   SMOKE=1      the same path in minutes: chain sums, a model of random weights
 #

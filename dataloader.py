@@ -19,6 +19,7 @@ from data.blocks import IDS, Block, PackingReport
 from data.encoding import encode_documents
 from data.errors import DataError
 from data.fingerprint import fingerprint
+from data.left_out import are_all_left_out, deciding_keys
 from data.ordering import (
     GlobalBatchSampler,
     MicroBatch,
@@ -39,7 +40,7 @@ from data.tokenization import (
 from data.unigram import unigram_cross_entropy
 from objectives.keyed import keyed_uniform
 from runtime.command import command_for
-from runtime.config import instantiate, locate
+from runtime.config import instantiate, locate, to_plain
 from runtime.shared_target import open_target
 
 log = logging.getLogger(__name__)
@@ -172,12 +173,26 @@ class LanguageData(L.LightningDataModule):
         if split not in self._rows:
             rows = self._open_rows(split)
             if not len(rows):
-                raise DataError(
-                    f"{split} split of {self.config.data.name!r} does not fill one row of "
-                    f"model.length={self.config.model.length} tokens ({rows.report})"
-                )
+                raise DataError(self._nothing_in(split, rows.report))
             self._rows[split] = rows
         return self._rows[split]
+
+    def _nothing_in(self, split: str, report: PackingReport) -> str:
+        """Why a split has no row."""
+        data = to_plain(self.config.data)
+        keys = deciding_keys(data, report)
+        length = f"model.length={self.config.model.length}"
+        if keys and are_all_left_out(report):
+            return (
+                f"{split} split of {data['name']!r}: no document makes a row with"
+                f" {', '.join(keys)} ({report}); allowed: values that leave some in, or other"
+                " documents"
+            )
+        more = f"; see also {', '.join(keys)}" if keys else ""
+        return (
+            f"{split} split of {data['name']!r} does not fill one row of {length} tokens"
+            f" ({report}){more}"
+        )
 
     def packing_report(self, split: str) -> PackingReport:
         """What became of the documents of a split; its rows are packed if need be."""

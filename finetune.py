@@ -60,7 +60,8 @@ class ThoughtFinetune(SupervisedFinetune):
     the likelihood in the rows' own format, of the same rows without thoughts, and by kind.
 
     Raises:
-        ConfigError: weights that are all 0, or 0 for text where rows have nothing else.
+        ConfigError: weights of other kinds, that are all 0, or 0 for text where rows have nothing
+            else.
     """
 
     def __init__(self, config: dict[str, Any], tokenizer: dict) -> None:
@@ -74,6 +75,11 @@ class ThoughtFinetune(SupervisedFinetune):
     def _read_options(self) -> None:
         super()._read_options()
         weights = self.config["algo"]["weights"]
+        for name, weight in weights.items():
+            if name not in KINDS:
+                raise ConfigError(
+                    f"algo.weights.{name}={weight}: no kind of token; allowed: {', '.join(KINDS)}"
+                )
         if not any(weights[name] > 0 for name in KINDS):
             raise ConfigError(
                 f"algo.weights={weights}: nothing would be learned; allowed: numbers >= 0, one of"

@@ -37,7 +37,7 @@ from decoding.branches import Branches
 from decoding.rollout import LocalRollouts, RolloutSettings
 from evaluation.rollout_metrics import alerts
 from models.causal import forget_decoding_copy
-from models.reference import ReferenceWeights
+from models.reference import OPTIONS, ReferenceWeights
 from objectives.keyed import fold_key
 from runtime.errors import ConfigError
 from runtime.gradient import GradientStep
@@ -106,6 +106,11 @@ class OnlineAlgorithm(CausalAlgorithm):
                 f"algo.lora.lora_dropout={dropout}: algo={algo['name']} compares what was sampled"
                 " without dropout with what is learned; allowed: 0, or leave it out"
             )
+        for name, value in (algo["reference"] or {}).items():
+            if name not in OPTIONS:
+                raise ConfigError(
+                    f"algo.reference.{name}={value}: no such option; allowed: {', '.join(OPTIONS)}"
+                )
 
     def collect(self, batch: dict[str, Tensor]) -> Experience:
         """Sample and judge; called without gradients."""
@@ -222,7 +227,8 @@ class OnlineAlgorithm(CausalAlgorithm):
     def _unfit(self, what: str) -> DataError:
         return DataError(
             f"data={self.config['data']['name']}: {what}; algo={self.config['algo']['name']} is"
-            " trained on data=prefix_suffix (data.documents_per_row=1)"
+            " trained on data=prefix_suffix, or data=thoughts with data.form=prefixes"
+            " (data.documents_per_row=1)"
         )
 
     def prefixes(self, batch: dict[str, Tensor]) -> list[Prefix]:

@@ -36,6 +36,7 @@ from runtime.config import instantiate
 from runtime.errors import ConfigError
 
 _MASKS = ("match", "full")
+_CORRECTION = {"level", "cap"}  # what an importance correction needs
 
 
 class ThoughtPolicy(OnlineAlgorithm):
@@ -57,18 +58,7 @@ class ThoughtPolicy(OnlineAlgorithm):
                 f"algo.samples={algo['samples']}: a sample is compared with the others of its"
                 " prefix; allowed an integer >= 2"
             )
-        if algo.get("sampler") is not None and algo["correction"] is None:
-            raise ConfigError(
-                "algo.correction=null: importance correction when the generator is a server"
-                " (algo.sampler); allowed: {level:token,cap:2.0}, or algo.sampler=null"
-            )
-        sync = (algo.get("sampler") or {}).get("sync")
-        if algo.get("lora") is not None and isinstance(sync, dict):
-            raise ConfigError(
-                f"algo.sampler.sync: {sync['_target_']} sends every weight by its name, and a"
-                " server of the whole model knows none of algo.lora; allowed: algo.lora=null, or"
-                " algo.sampler.sync=none"
-            )
+        self._check_sampler()
         if algo["updates"] > 1 and algo["top_p"] < 1 and algo["sampling_mask"] == "match":
             raise ConfigError(
                 f"algo.updates={algo['updates']} algo.top_p={algo['top_p']}: after a step the"
@@ -79,9 +69,15 @@ class ThoughtPolicy(OnlineAlgorithm):
                 f"algo.kl.coefficient={algo['kl']['coefficient']}: needs a reference; allowed: 0,"
                 " or algo.reference={kind:frozen}"
             )
+        open_id, close_id = self.delimiter("open"), self.delimiter("close")
+        if open_id == close_id:
+            raise ConfigError(
+                f"algo.close={algo['close']}: the token of algo.open={algo['open']}; allowed:"
+                " another one, so that a thought has an end"
+            )
         self.settings = RolloutSettings(
-            open_id=self.delimiter("open"),
-            close_id=self.delimiter("close"),
+            open_id=open_id,
+            close_id=close_id,
             stop_ids=(self.special.eos,),
             thought_tokens=algo["thought_tokens"],
             suffix_tokens=algo["suffix_tokens"],
@@ -94,6 +90,28 @@ class ThoughtPolicy(OnlineAlgorithm):
         self._sampler: ServerRollouts | None = None
         if algo.get("backbone") is None:
             self._reward = self._judge()
+
+    def _check_sampler(self) -> None:
+        """What samples, and what makes up for its not being the policy of now."""
+        algo = self.config["algo"]
+        correction = algo["correction"]
+        if correction is not None and correction.keys() != _CORRECTION:
+            raise ConfigError(
+                f"algo.correction={correction}: level and cap, both and nothing else; allowed:"
+                " {level:token,cap:2.0}, null"
+            )
+        if algo.get("sampler") is not None and correction is None:
+            raise ConfigError(
+                "algo.correction=null: importance correction when the generator is a server"
+                " (algo.sampler); allowed: {level:token,cap:2.0}, or algo.sampler=null"
+            )
+        sync = (algo.get("sampler") or {}).get("sync")
+        if algo.get("lora") is not None and isinstance(sync, dict):
+            raise ConfigError(
+                f"algo.sampler.sync: {sync['_target_']} sends every weight by its name, and a"
+                " server of the whole model knows none of algo.lora; allowed: algo.lora=null, or"
+                " algo.sampler.sync=none"
+            )
 
     @property
     def reward(self) -> ContinuationReward:

@@ -68,6 +68,7 @@ class OnlinePreference(OnlineAlgorithm):
                 f"algo.samples={algo['samples']}: without the original there is nothing to compare"
                 " it with; allowed an integer >= 2, or algo.candidates.original=true"
             )
+        self._check_pairs()
         self._require_reference()
         self.settings = RolloutSettings(
             # There are no thoughts.
@@ -84,6 +85,19 @@ class OnlinePreference(OnlineAlgorithm):
         self._scorer: PoolScorer | None = None
         if algo.get("backbone") is None:
             self._scorer = self._judges()
+
+    def _check_pairs(self) -> None:
+        """No more pairs of best and worst than a full pool has: each candidate is in one."""
+        algo = self.config["algo"]
+        if algo.get("pairing") != "top_k_bottom_k":
+            return
+        candidates = algo["candidates"]
+        pool = algo["samples"] + candidates["original"] + (candidates["rewrite"] is not None)
+        if algo["k"] > pool // 2:
+            raise ConfigError(
+                f"algo.k={algo['k']}: a pool has {pool} candidates (algo.samples, algo.candidates);"
+                f" allowed 1 .. {pool // 2}, or more of them"
+            )
 
     def _require_reference(self) -> None:
         if self.config["algo"]["reference"] is None:

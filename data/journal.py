@@ -35,15 +35,21 @@ class Journal:
         sync_seconds: the same by time.
 
     Raises:
-        DataError: a line, other than a broken last one, that is no such row, or an id twice.
+        DataError: a path that cannot be opened, such as a folder; a line, other than a broken last
+            one, that is no such row, or an id twice.
     """
 
     def __init__(self, path: Path, sync_rows: int = 32, sync_seconds: float = 2.0) -> None:
         self.path = path
         self._sync_rows, self._sync_seconds = sync_rows, sync_seconds
         self._unsynced, self._synced_at = 0, time.monotonic()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("a+b")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("a+b")
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be opened ({error.strerror}); allowed: the path of a file"
+            ) from error
         try:
             self.repaired = self._drop_broken_line()
             self._offsets = self._index()

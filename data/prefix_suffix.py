@@ -83,8 +83,8 @@ class Chunking:
             raise DataError(f"data.chunking.mode={self.mode}: allowed {', '.join(MODES)}")
         if self.mode == "marker" and not self.marker:
             raise DataError(
-                f"data.chunking.marker={self.marker}: data.chunking.mode=marker needs the text that"
-                " prefixes end with; allowed: a text"
+                f"data.chunking.marker={'null' if self.marker is None else self.marker}:"
+                " data.chunking.mode=marker needs the text that prefixes end with; allowed: a text"
             )
         if self.mode == "contiguous" and self.max_len < 2 * self.suffix_len:
             raise DataError(

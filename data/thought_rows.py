@@ -3,7 +3,7 @@
 A row, as `mode=insert_thoughts` writes it:
 
     {"id", "source_sha", "raw_text", "augmented_text", "teacher", "prompt_kind", "think_count",
-     "raw_word_coverage", "original_text_preserved"}
+     "think_words", "raw_word_coverage", "original_text_preserved"}
 
 Required are `id`, `source_sha` (what tells documents apart: every row of a document has the same),
 `raw_text` and `augmented_text`. Tokens are not stored: each tokenizer makes its own.

@@ -41,7 +41,8 @@ class Rollout:
         k: number of the sample.
         prompt_ids: the prefix and the opening delimiter.
         thought_ids: as sampled, without the closing delimiter.
-        boundary_ids: the closing delimiter; empty in a sample without a thought.
+        boundary_ids: the closing delimiter, whoever wrote it; empty only in a sample without a
+            thought.
         suffix_ids: as sampled, its end token included if there is one.
         thought_logprobs: in nats, under the distribution that was sampled from (tempered, cut to
             its nucleus); one more than `thought_ids` if the model closed the thought itself, which
@@ -105,7 +106,8 @@ class RolloutSettings:
     """How to sample.
 
     Attributes:
-        open_id, close_id: the delimiters of a thought.
+        open_id, close_id: the delimiters of a thought, two tokens; both -1 where there are no
+            thoughts.
         stop_ids: tokens that end a suffix, or a thought before its delimiter.
         thought_tokens: limit of a thought; 0 closes it at once.
         suffix_tokens: limit of a suffix.
@@ -113,9 +115,10 @@ class RolloutSettings:
         top_p: draw from the most probable tokens up to this mass.
         seed: of the draws, which depend on it, the ids of prefixes and the numbers of samples.
         rows: samples that decode together; at least those of one prefix do.
+        section: of the configuration that the limits are keys of, for messages.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or delimiters that are one token.
     """
 
     open_id: int
@@ -127,6 +130,7 @@ class RolloutSettings:
     top_p: float = 1.0
     seed: int = 0
     rows: int = 64
+    section: str = "algo"
 
     def __post_init__(self) -> None:
         checks = {
@@ -139,6 +143,8 @@ class RolloutSettings:
         for name, (good, allowed) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed {allowed}")
+        if self.open_id >= 0 and self.open_id == self.close_id:
+            raise ValueError(f"close_id={self.close_id}: allowed another token than open_id")
 
 
 @dataclass
@@ -210,12 +216,13 @@ class LocalRollouts:
             samples: of each.
 
         Raises:
-            ValueError: a prompt that is empty, too long, or does not end with the opening
-                delimiter.
+            ValueError: limits that leave no room for a prompt, or a prompt that is empty, too
+                long, or does not end with the opening delimiter.
         """
-        boundary = [self.settings.close_id]
+        boundary, limit = [self.settings.close_id], self.settings.thought_tokens
         for prefix_id, prompt in prompts:
-            self._check(prefix_id, prompt, self.settings.thought_tokens + 1)
+            thought = f"{self.settings.section}.thought_tokens={limit}"
+            self._check(prefix_id, prompt, limit + 1, thought)
         check_opened(prompts, self.settings.open_id)
         return self._run(
             [
@@ -229,7 +236,7 @@ class LocalRollouts:
     ) -> list[Rollout]:
         """The same without thoughts: suffixes right behind the prompts, which are of any kind."""
         for prefix_id, prompt in prompts:
-            self._check(prefix_id, prompt, 0)
+            self._check(prefix_id, prompt)
         return self._run(
             [
                 [self._plain(prefix_id, k, prompt, [], []) for k in range(samples)]
@@ -251,7 +258,7 @@ class LocalRollouts:
         boundary, groups = [self.settings.close_id], []
         numbers = [0] * len(prompts) if numbers is None else numbers
         for (prefix_id, prompt), thought, k in zip(prompts, thoughts, numbers, strict=True):
-            self._check(prefix_id, prompt, len(thought) + 1)
+            self._check(prefix_id, prompt, len(thought) + 1, f"a thought of {len(thought)} tokens")
             groups.append([self._plain(prefix_id, k, prompt, thought, boundary)])
         check_opened(prompts, self.settings.open_id)
         return self._run(groups)
@@ -265,12 +272,23 @@ class LocalRollouts:
         row.thought, row.finish[_THOUGHT] = list(thought), "stop"
         return row
 
-    def _check(self, prefix_id: str, prompt: Sequence[int], between: int) -> None:
+    def _check(
+        self, prefix_id: str, prompt: Sequence[int], between: int = 0, thought: str = ""
+    ) -> None:
+        """See that a prompt, a thought with its boundary (`between` tokens) and a suffix fit."""
+        suffix = f"{self.settings.section}.suffix_tokens={self.settings.suffix_tokens}"
+        beside = f"{thought} and {suffix}" if thought else suffix
         longest = self.max_positions - between - self.settings.suffix_tokens
+        if longest < 1:
+            most = self.max_positions - 1 - bool(thought)
+            raise ValueError(
+                f"{beside}: leave no room for a prefix in the {self.max_positions} tokens of the"
+                f" model; allowed: {'together ' if thought else ''}at most {most}"
+            )
         if not 1 <= len(prompt) <= longest:
             raise ValueError(
-                f"prefix {prefix_id!r}: {len(prompt)} tokens, and the model has room for"
-                f" {longest} beside thought and suffix; allowed 1 .. {longest}"
+                f"prefix {prefix_id!r}: {len(prompt)} tokens, and the model has room for {longest}"
+                f" beside {beside}; allowed: 1 .. {longest}, or fewer tokens of these"
             )
 
     @torch.no_grad()

@@ -115,11 +115,13 @@ class GatePair:
 
 @dataclass(frozen=True)
 class Gate:
-    """All arms, their pairs, and what follows."""
+    """All arms, their pairs, and what follows; `absent` are those that go/no-go compares but that
+    are not there."""
 
     arms: dict[str, GateArm]
     pairs: list[GatePair]
     go_no_go: dict[str, bool]
+    absent: tuple[str, ...] = ()
 
 
 def gate(
@@ -141,7 +143,8 @@ def gate(
     """
     check_same_prefixes(rows)
     arms = {name: gate_arm(of_arm, tags) for name, of_arm in rows.items()}
-    return Gate(arms, gate_pairs(rows), go_no_go(arms, base, phase3))
+    absent = tuple(name for name in dict.fromkeys((base, phase3)) if name not in arms)
+    return Gate(arms, gate_pairs(rows), go_no_go(arms, base, phase3), absent)
 
 
 def check_same_prefixes(rows: Mapping[str, Sequence[Row]]) -> None:

@@ -103,7 +103,7 @@ def _yes(flag: bool) -> str:
 def gate_markdown(gate: Gate, notes: Sequence[str] = ()) -> str:
     """Everything as Markdown."""
     pairs = f"## Comparisons\n\n{markdown(*pair_cells(gate))}\n" if gate.pairs else ""
-    fields = "".join(f"- {name}: {_yes(value)}\n" for name, value in gate.go_no_go.items())
+    fields = "".join(f"- {line}\n" for line in _verdicts(gate))
     said = "".join(f"- {line}\n" for line in (*NOTES, *notes))
     return (
         f"# Reward gate\n\n{markdown(*arm_cells(gate))}\n{markdown(*evidence_cells(gate))}\n"
@@ -114,8 +114,19 @@ def gate_markdown(gate: Gate, notes: Sequence[str] = ()) -> str:
 def gate_text(gate: Gate) -> str:
     """The same for a terminal, without notes."""
     tables = [arm_cells(gate), evidence_cells(gate), *([pair_cells(gate)] if gate.pairs else [])]
-    fields = "\n".join(f"{name}: {_yes(value)}" for name, value in gate.go_no_go.items())
-    return "\n\n".join([*(text_table(*table) for table in tables), fields])
+    return "\n\n".join([*(text_table(*table) for table in tables), "\n".join(_verdicts(gate))])
+
+
+def _verdicts(gate: Gate) -> list[str]:
+    """The go/no-go fields, and why some are left out."""
+    lines = [f"{name}: {_yes(value)}" for name, value in gate.go_no_go.items()]
+    if gate.absent:
+        names = " and no arm ".join(gate.absent)
+        lines.append(
+            f"go/no-go of arms not compared: there is no arm {names} (mode.base_arm,"
+            " mode.phase3_arm)"
+        )
+    return lines
 
 
 def plain_arm(arm: GateArm) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def rollout_metrics(
     Args:
         rows: with `prefix_id`, `reward` (None: invalid, counted and otherwise left out), the texts
             `thought` and `suffix`, `thought_tokens`, `suffix_tokens`, `closed_autonomously`, and
-            `boundary_ids`, empty where no boundary was inserted; without it one always was.
+            `boundary_ids`, the closing delimiter, whoever wrote it; empty only in a sample without
+            a thought. A row that does not say had a thought.
         baseline_tokens: new tokens per rollout before training, for `response_length_growth`.
         tags: the delimiters, as they look in texts.
 

@@ -83,20 +83,22 @@ def _check(arms: Sequence[Arm]) -> None:
             raise DataError(
                 f"arm {arm.get('arm')!r}: no {missing[0]}; allowed: metrics.json of mode=sft_eval"
             )
+        if not isinstance(arm["arm"], str):
+            raise DataError(f"arm={arm['arm']!r} in a table of arms: allowed: a text")
         if arm["arm"] in names:
             raise DataError(f"two arms are called {arm['arm']!r}; allowed: one mode.label each")
         names.add(arm["arm"])
 
 
 def _cells(columns: Sequence[tuple[str, str, str]], arms: Sequence[Arm]) -> Cells:
-    rows = [[_cell(arm.get(key), form) for _, key, form in columns] for arm in arms]
+    rows = [[_cell(key, arm.get(key), form) for _, key, form in columns] for arm in arms]
     return [header for header, _, _ in columns], rows
 
 
-def _cell(value: Any, form: str) -> str:
+def _cell(key: str, value: Any, form: str) -> str:
     if value is None:
         return "-"
     try:
         return format(value, form)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{value!r} in a table of arms: allowed: a number") from error
+        raise DataError(f"{key}={value!r} in a table of arms: allowed: a number") from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("frozen", "periodic", "ema")
+OPTIONS = ("kind", "every", "decay")
 
 
 class ReferenceWeights:

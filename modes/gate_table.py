@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from evaluation.gate import gate
 from modes.compare import run_folders, show_list
+from modes.gate_arms import require_arms
 from modes.gate_folder import ARMS, compared, metrics_of, read_arms, read_probes, write_results
 from runtime.errors import ConfigError
 
@@ -22,7 +23,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         as mode=reward_gate.
 
     Raises:
-        ConfigError: folders without rollouts.
+        ConfigError: folders without rollouts, or an arm that is named and not there.
         DataError: a row that is none, arms that are there twice, lack samples, saw other
             prefixes, or had another judge.
     """
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
             f"mode.runs={show_list(patterns)}: no {ARMS}/ARM.jsonl there; allowed: folders of"
             " mode=reward_gate"
         )
+    require_arms(cfg, list(arms))
     found = gate(arms, cfg.mode.base_arm, cfg.mode.phase3_arm, (cfg.mode.open, cfg.mode.close))
     table = write_results(
         out,

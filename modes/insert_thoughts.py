@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data.annotation import (
     read_documents,
     thought_row,
 )
+from data.errors import DataError
 from data.files import expand_paths
 from data.fingerprint import files_fingerprint
 from data.journal import Journal, encode_row
@@ -53,7 +54,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: a model that cannot answer, or options other than those the output was begun
             with.
-        DataError: bad documents, or the same id twice.
+        DataError: bad documents, the same id twice, or not a single row; what became of the
+            passages is written down all the same.
     """
     mode = cfg.mode
     paths = expand_paths(mode.input if isinstance(mode.input, str) else list(mode.input), TYPES)
@@ -81,7 +83,30 @@ def run(cfg: DictConfig) -> dict[str, float]:
         write_json(folder / MANIFEST, {"status": "done", "options": options, "counts": metrics})
     write_provenance(Path(cfg.paths.run_dir), provenance(cfg, content))
     print(metrics_table(f"{annotator.identity()['teacher']}: {folder / ROWS}", metrics))
+    _require_rows(metrics, folder)
     return metrics | fresh
+
+
+def _require_rows(metrics: Mapping[str, float], folder: Path) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        DataError: there is not: how many passages were refused, by reason, and went unanswered.
+    """
+    if metrics["rows"]:
+        return
+    found = {
+        name.partition("/")[2]: n for name, n in metrics.items() if name.startswith("rejected/")
+    }
+    found |= {"failed": metrics["failed"]} if metrics["failed"] else {}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "no passages"
+    # What was refused stays so in this folder; what nobody answered is asked for again.
+    again = "run again for those that failed, or " if metrics["failed"] else ""
+    raise DataError(
+        f"{folder}: no rows of {metrics['passages']} passages ({reasons}; see {REJECTED} and"
+        f" {FAILED}); allowed: {again}another {OUTPUT}, with a mode.annotator, limits or a model"
+        " by which some are accepted"
+    )
 
 
 def annotator_of(cfg: DictConfig, delimiters: Delimiters) -> Annotator:

@@ -30,7 +30,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         delta_mean_p, and so for any and tokens.
 
     Raises:
-        ConfigError: no such folder, or an arm or benchmark that is not there.
+        ConfigError: no such folder, an arm or benchmark that is not there, or an arm that is
+            compared with itself.
         DataError: rows that cannot be merged or compared: which sample is missing or there twice,
             or which arm is of two models.
     """
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     runs = [mode["runs"]] if isinstance(mode["runs"], str) else mode["runs"]
     arms, files = read_runs(runs, out)
     names = _chosen("arms", mode["arms"], list(arms))
+    all_arms = set(arms)
     arms = {name: arms[name] for name in names}
     there = list(dict.fromkeys(name for one in arms.values() for name in one))
     benchmarks = _chosen("benchmarks", mode["benchmarks"], sorted(there))
@@ -45,7 +47,12 @@ def run(cfg: DictConfig) -> dict[str, float]:
     folders = list(dict.fromkeys(file.parent for file in files if file.parent.name in arms))
     notes += compared(folders, benchmarks)
     pairs = _pairs(mode["comparisons"], names)
-    notes.append(f"rows: {', '.join(map(str, files))}")
+    used = [
+        file
+        for file in files
+        if file.parent.name not in all_arms - {*names} and file.stem not in {*there} - {*benchmarks}
+    ]
+    notes.append(f"rows: {', '.join(map(str, used))}")
     table = reasoning_table(counts, pairs, notes)
     out.mkdir(parents=True, exist_ok=True)
     text = report_markdown(table, "Reasoning evaluation")
@@ -77,10 +84,16 @@ def _pairs(wanted: Sequence[Sequence[str]] | None, arms: Sequence[str]) -> Any:
     """`mode.comparisons` as pairs; None: the default.
 
     Raises:
-        ConfigError: an arm that is not there.
+        ConfigError: an arm that is not there, or one beside itself.
     """
     if wanted is None:
         return None
+    for right, left in wanted:
+        if right == left:
+            raise ConfigError(
+                f"mode.comparisons: [{right},{left}] is one arm twice; allowed: pairs [RIGHT,LEFT]"
+                f" of unlike arms of {', '.join(arms)}"
+            )
     for name in (name for pair in wanted for name in pair):
         if name not in arms:
             raise ConfigError(

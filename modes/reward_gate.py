@@ -23,6 +23,7 @@ from decoding.rollout import RolloutSettings
 from evaluation.gate import gate
 from evaluation.gate_run import ArmRun, GatePrefix, Row, identity
 from modes.benchmark_folder import FOLDER
+from modes.gate_arms import arms_in, require_arms
 from modes.gate_folder import (
     ARM_NAME,
     CONDITIONS,
@@ -93,16 +94,19 @@ def run(cfg: DictConfig) -> dict[str, float]:
         `probe/ARM/CONDITION/...`.
 
     Raises:
-        ConfigError: no arms or no judge, arms that cannot write thoughts or read other tokens than
-            the first one, or a folder that was begun with something else.
+        ConfigError: no arms or no judge, an arm that is named and not there, arms that cannot write
+            thoughts or read other tokens than the first one, or a folder that was begun with
+            something else.
         DataError: too few prefixes, or thoughts of a teacher that lack one.
     """
     arms, options = arms_of(cfg), cfg.mode
     reward = reward_of(cfg)
     # Options out of range are refused before any model is opened.
+    check_tags(cfg)
     settings_of(cfg, 0, 1, ())
     check_probe(cfg)
     run_dir = Path(cfg.paths.run_dir)
+    require_arms(cfg, list(dict.fromkeys([*arms, *arms_in(run_dir)])))
     with exclusive(run_dir / CONDITIONS, FOLDER):
         kept = read_prefixes(run_dir)
         prefixes = kept or draw_prefixes(cfg, next(iter(arms.values())))
@@ -161,24 +165,42 @@ def reward_of(cfg: DictConfig) -> ContinuationReward:
 def settings_of(
     cfg: DictConfig, open_id: int, close_id: int, stop_ids: tuple[int, ...]
 ) -> RolloutSettings:
-    """`mode.*` as settings of rollouts."""
+    """`mode.*` as settings of rollouts.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
     mode = cfg.mode
-    return RolloutSettings(
-        open_id=open_id,
-        close_id=close_id,
-        stop_ids=stop_ids,
-        thought_tokens=mode.thought_tokens,
-        suffix_tokens=mode.suffix_tokens,
-        temperature=float(mode.temperature),
-        top_p=float(mode.top_p),
-        seed=fold_key((cfg.seed, _STREAM)),
-        rows=mode.batch_size,
-    )
+    try:
+        return RolloutSettings(
+            open_id=open_id,
+            close_id=close_id,
+            stop_ids=stop_ids,
+            thought_tokens=mode.thought_tokens,
+            suffix_tokens=mode.suffix_tokens,
+            temperature=float(mode.temperature),
+            top_p=float(mode.top_p),
+            seed=fold_key((cfg.seed, _STREAM)),
+            rows=mode.batch_size,
+            section="mode",
+        )
+    except ValueError as error:
+        raise ConfigError(f"mode.{error}") from error
 
 
 def tags_of(cfg: DictConfig) -> tuple[str, str]:
     """The delimiters of thoughts."""
     return cfg.mode.open, cfg.mode.close
+
+
+def check_tags(cfg: DictConfig) -> None:
+    """Raise ConfigError for delimiters that cannot be told apart."""
+    opening, closing = tags_of(cfg)
+    if opening == closing:
+        raise ConfigError(
+            f"mode.close={closing}: the same as mode.open; allowed: another one, so that a thought"
+            " has an end"
+        )
 
 
 def conditions_of(
@@ -251,18 +273,25 @@ def draw_prefixes(cfg: DictConfig, path: str) -> list[GatePrefix]:
     """Rows of `eval.split`, the same for all arms, drawn by the seed.
 
     Raises:
-        DataError: too few rows, or one without a prefix or a suffix.
+        DataError: data of another form, too few rows, or one without a prefix or a suffix.
     """
     opened = open_arm(cfg, path)
     config, number, split = opened.cfg, cfg.mode.prefixes, cfg.eval.split
     config.loader.eval_batch_size = number
     named = "data.tokenizer_name_or_path" in overridden_keys()
+    form = OmegaConf.select(config, "data.form")
+    if form not in (None, "prefixes"):
+        raise DataError(
+            f"data.form={form}: rows without a prefix to be given (data={config.data.name});"
+            " allowed: data.form=prefixes"
+        )
     data = evaluation_data(config, opened.model.tokenizer, named=named)
     there = len(data.rows(split))
     if there < number:
         raise DataError(
             f"mode.prefixes={number}: the {split} split of data={config.data.name} has {there}"
-            f" rows; allowed: 1 .. {there}, or more data"
+            f" rows; allowed: 1 .. {there}, more data, or eval.split=train of a share that nothing"
+            " was trained on"
         )
     (batch,) = data.drawn_loader(split, 1, (cfg.seed, _STREAM))
     return [_prefix(opened, split, batch, row) for row in range(number)]
@@ -276,7 +305,8 @@ def _prefix(opened: Opened, split: str, batch: Mapping[str, Tensor], row: int) -
     if not prefix or not reference:
         raise DataError(
             f"data={opened.cfg.data.name}: row {name} has {len(prefix)} tokens to be given and"
-            f" {len(reference)} to be written; allowed: both, as data=prefix_suffix has them"
+            f" {len(reference)} to be written; allowed: both, as data=prefix_suffix has them, and"
+            " data=thoughts with data.form=prefixes"
         )
     if prefix[-1] == opened.open_id:
         prefix = prefix[:-1]

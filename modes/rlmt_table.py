@@ -69,7 +69,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """The metrics.json of a run.
 
     Raises:
-        ConfigError: it is not there or is something else.
+        ConfigError: it is not there or is something else, such as that of a run that has no
+            rewards.
     """
     found = read_json(path, ALLOWED)
     history = found.get("history")
@@ -87,6 +88,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
         if not good:
             value = str(found.get(name))[:40]
             raise ConfigError(f"{path}: {name}={value}; allowed: {kind} ({ALLOWED})")
+    names = (REWARD, *AVERAGES)
+    if history and not any(name in step for step in history for name in names):
+        raise ConfigError(
+            f"{path}: arm {found['arm']}: no step has {', '.join(names)}, as none of"
+            " algo=online_dpo or rf_nll does; allowed: runs of algo=rlmt, rlmt_paper, rlmt_seed"
+        )
     return found
 
 

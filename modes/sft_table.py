@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from data.errors import DataError
 from data.files import read_objects
 from evaluation import sft_differences
 from evaluation.benchmark_report import markdown
@@ -18,7 +19,7 @@ from evaluation.sft_differences import (
     loss_differences,
     require_rows_of,
 )
-from evaluation.sft_table import NOTES, evidence_table, remarks, sft_table
+from evaluation.sft_table import NOTES, Cells, evidence_table, remarks, sft_table
 from evaluation.tables import text_table
 from modes.benchmark_folder import read_json
 from modes.compare import run_folders, show_list
@@ -46,7 +47,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     out = Path(cfg.paths.run_dir)
     files = find_metrics(cfg.mode.runs, out)
     arms = [read_json(file.expanduser(), ALLOWED) for file in files]
-    tables = [sft_table(arms), evidence_table(arms)]
+    tables = _tables(files, arms)
     rows = {arm["arm"]: read_rows(file, arm) for file, arm in zip(files, arms, strict=True)}
     differences, refused = loss_differences(rows)
     notes = [NOTES]
@@ -63,6 +64,21 @@ def run(cfg: DictConfig) -> dict[str, float]:
     write_json(out / "sft_table.json", {"arms": arms, "differences": compared, "notes": said})
     print("\n\n".join(text_table(*table) for table in tables) + "\n" + text)
     return _numbers(arms) | difference_metrics(differences)
+
+
+def _tables(files: Sequence[Path], arms: Sequence[dict[str, Any]]) -> list[Cells]:
+    """The table of losses and that of their evidence.
+
+    Raises:
+        DataError: a file that makes no row, or two of one arm.
+    """
+    for file, arm in zip(files, arms, strict=True):
+        try:
+            sft_table([arm])
+            evidence_table([arm])
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
+    return [sft_table(arms), evidence_table(arms)]
 
 
 def find_metrics(patterns: str | Sequence[str], own: Path) -> list[Path]:
@@ -92,7 +108,10 @@ def read_rows(metrics: Path, arm: dict[str, Any]) -> RowLikelihoods | None:
     if not path.is_file():
         return None
     rows = read_plain_rows(read_objects(path))
-    require_rows_of(arm, rows)
+    try:
+        require_rows_of(arm, rows)
+    except DataError as error:
+        raise DataError(f"{metrics}: {error}") from error
     return rows
 
 

@@ -195,6 +195,7 @@ KEYS: tuple[Key, ...] = (
     text("mode.baseline", **_OPTIONAL),
     integer("mode.workers", 1, **_OPTIONAL),
     number("mode.temperature", "[0, inf)", **_OPTIONAL),
+    number("mode.temperature", "(0, inf)", of="modes.reward_gate", **_OPTIONAL),
     number("mode.top_p", "(0, 1]", **_OPTIONAL),
     integer("mode.top_k", 0, **_OPTIONAL),
     Key(

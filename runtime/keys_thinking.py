@@ -1,5 +1,6 @@
 """The keys of thinking mid-training: its data, judges, `algo`, gate and reasoning evaluation."""
 
+from pathlib import Path
 from typing import Any
 
 from runtime.key_kinds import (
@@ -23,8 +24,24 @@ _LEVELS = ("token", "sequence")
 _SAMPLER = "decoding.rollout_server"
 
 
-def _is_options(value: Any) -> bool:
-    return isinstance(value, dict) and value != {}
+def _is_reference(value: Any) -> bool:
+    """{kind: ..., every: ..., decay: ...}, of which only the first has to be there."""
+    return isinstance(value, dict) and {"kind"} <= value.keys() <= {"kind", "every", "decay"}
+
+
+def _is_correction(value: Any) -> bool:
+    """{level: ..., cap: ...}"""
+    return isinstance(value, dict) and value.keys() == {"level", "cap"}
+
+
+def _is_weights(value: Any) -> bool:
+    """{text: ..., thought: ..., delimiter: ...}"""
+    return isinstance(value, dict) and value.keys() == {"text", "thought", "delimiter"}
+
+
+def _is_file(value: Any) -> bool:
+    """A path that is, or can become, a file."""
+    return isinstance(value, str) and value != "" and not Path(value).is_dir()
 
 
 def _is_pairs(value: Any) -> bool:
@@ -63,14 +80,27 @@ THINKING_KEYS: tuple[Key, ...] = (
     choice("algo.kl.level", *_LEVELS, **_OPTIONAL),
     flag("algo.kl.mixed_groups_only", **_OPTIONAL),
     flag("algo.score_boundary", **_OPTIONAL),
-    Key("algo.reference", _is_options, "{kind:frozen}", nullable=True, optional=True),
+    Key(
+        "algo.reference",
+        _is_reference,
+        "{kind:frozen} (beside kind only every, decay)",
+        nullable=True,
+        optional=True,
+    ),
     choice("algo.reference.kind", "frozen", "periodic", "ema", **_OPTIONAL),
     integer("algo.reference.every", 1, **_OPTIONAL),
     number("algo.reference.decay", "[0, 1)", **_OPTIONAL),
-    Key("algo.correction", _is_options, "{level:token,cap:2.0}", nullable=True, optional=True),
+    Key(
+        "algo.correction",
+        _is_correction,
+        "{level:token,cap:2.0} (both, nothing else)",
+        nullable=True,
+        optional=True,
+    ),
     choice("algo.correction.level", *_LEVELS, **_OPTIONAL),
     number("algo.correction.cap", "(0, inf)", **_OPTIONAL),
     # supervised fine-tuning on thoughts
+    Key("algo.weights", _is_weights, "{text:1,thought:1,delimiter:1} (no other)", optional=True),
     number("algo.weights.text", "[0, inf)", **_OPTIONAL),
     number("algo.weights.thought", "[0, inf)", **_OPTIONAL),
     number("algo.weights.delimiter", "[0, inf)", **_OPTIONAL),
@@ -110,7 +140,14 @@ THINKING_KEYS: tuple[Key, ...] = (
         for key in (
             integer(f"{group}.repeats", 1, of=_JUDGES, **_OPTIONAL),
             integer(f"{group}.max_characters", 1, of=_JUDGES, **_OPTIONAL),
-            text(f"{group}.cache", of=_JUDGES, **_OPTIONAL, **_NULLABLE),
+            Key(
+                f"{group}.cache",
+                _is_file,
+                "the path of a file (no folder)",
+                nullable=True,
+                optional=True,
+                of=_JUDGES,
+            ),
             number(f"{group}.max_invalid_rate", "[0, 1]", of=_JUDGES, **_OPTIONAL),
             integer(f"{group}.window", 1, of=_JUDGES, **_OPTIONAL),
             integer(f"{group}.max_failures", 1, of=_JUDGES, **_OPTIONAL),

@@ -18,6 +18,7 @@ from runtime.export import is_export
 from runtime.full_state import is_full_state
 from runtime.key_kinds import Key
 from runtime.keys import KEYS, PRECISIONS
+from runtime.rules_thinking import check_thinking
 
 _ABSENT = object()
 
@@ -40,6 +41,7 @@ def validate(cfg: DictConfig) -> None:
     _check_files(cfg)
     _check_sharding(cfg)
     _check_blocks(cfg)
+    check_thinking(cfg)
     _check_hardware(cfg)
 
 

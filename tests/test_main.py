@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from runtime.messages import explain
 from runtime.run import SUMMARY_KEYS, load_summary
 from tests.forks import fork_main
 from tests.support import run_main
@@ -60,6 +61,21 @@ def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path, call):
 
 
 @pytest.mark.parametrize(
+    ("message", "cause", "line"),
+    [
+        ("a.json: no loss", "no loss", "a.json: no loss"),
+        ("a.json: no; loss", "no\n  loss", "a.json: no; loss"),
+        ("cannot be built", "no loss", "cannot be built; no loss"),
+        ("alone", None, "alone"),
+    ],
+)
+def test_a_cause_is_said_once(message, cause, line):
+    error = ValueError(message)
+    error.__cause__ = None if cause is None else KeyboardInterrupt(cause)
+    assert explain(error) == line
+
+
+@pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (
@@ -72,6 +88,12 @@ def test_full_error_shows_the_traceback_of_what_was_foreseen(tmp_path, call):
         (["seed=[1"], ["seed=[1: cannot be read"]),
         (["seed"], ["seed: cannot be read", "KEY=VALUE"]),
         (["+model=tiny"], ["model"]),
+        (["reward=null"], ["reward=null: not the name of a choice", "reward=NAME, or ~reward for"]),
+        (
+            ["judge=7"],
+            ["judge=7: not the name of a choice; allowed: judge=NAME, or ~judge for none"],
+        ),
+        (["+algo/rewrite=null"], ["+algo/rewrite=null: ", "algo/rewrite=NAME, or leave it out"]),
         (["block_size=24"], ["block_size=24: does not divide model.length=128; allowed: 1, 2, 4"]),
         (["noise._target_=os.system"], ["noise._target_=os.system: not an allowed target"]),
         (["mode=audit"], ["mode.run=???"]),

@@ -163,6 +163,14 @@ BAD = {
     "decay": (["algo.reference.decay=1"], ["algo.reference.decay=1: ", "[0, 1)"]),
     "cap": (["algo.correction={level:token,cap:0}"], ["algo.correction.cap=0: "]),
     "correction": (["algo.correction={}"], ["algo.correction={}: ", "{level:token,cap:2.0}"]),
+    "no_cap": (["algo.correction={level:token}"],
+               ["algo.correction={'level': 'token'}: ", "{level:token,cap:2.0} (both, nothing"]),
+    "no_level": (["algo.correction={cap:2.0}"], ["algo.correction={'cap': 2.0}: ", "(both, "]),
+    "more": (["algo.correction={level:token,cap:2.0,foo:1}"],
+             ["'foo': 1}: ", "(both, nothing else), null"]),
+    "reference": (["++algo.reference.foo=1"],
+                  ["algo.reference={", "'foo': 1}: ", "beside kind only every, decay"]),
+    "tags": (["algo.open='</think>'"], ["algo.close=</think>: the token of algo.open=</think>"]),
     "model": (["model=nano"], ["model=nano: mode=train algo=rlmt_paper needs another kind"],
               "model."),
     "no_thinker": (["model=tiny_causal"], ["algo.open='<think>': 7 tokens", "model=tiny_thinker"]),
@@ -195,7 +203,7 @@ ROWS = {
     "texts": (["data=text", "data.tokenizer_name_or_path=target", "+data.join=true",
                "data.wrap=false",
                "data.insert_train_special=false", "data.insert_valid_special=false"],
-              ["data=text: row ", "is not a prefix", "data=prefix_suffix"],
+              ["data=text: row ", "is not a prefix", "data=prefix_suffix", "data.form=prefixes"],
               "data.chunking", "data="),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from data.errors import DataError
 from decoding.rollout import Rollout
 from online import Prefix
+from runtime.errors import ConfigError
 from tests.online_runs import build
 
 BETA, LOW, HIGH = 0.5, 0.2, 0.2
@@ -310,6 +311,23 @@ def test_correction_of_another_sampler(folder):
     for found, one in zip(corrected, gradients, strict=True):
         torch.testing.assert_close(found, 1.5 * one, atol=1e-5, rtol=1e-3)
     assert float(algorithm._logged(experience)["correction_cut"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("algo.correction={level:token}", r"algo\.correction=\{'level': 'token'\}: level and cap"),
+        ("algo.correction={cap:2.0}", r"algo\.correction=\{'cap': 2\.0\}: level and cap, both"),
+        ("algo.correction={level:token,cap:2.0,foo:1}", r"'foo': 1\}: level and cap, both and"),
+        ("++algo.reference.foo=1", r"algo\.reference\.foo=1: .*allowed: kind, every, decay"),
+        ("algo.close='<think>'", r"algo\.close=<think>: the token of algo\.open=<think>; allowed"),
+    ],
+    ids=["no_cap", "no_level", "more", "reference", "delimiters"],
+)
+def test_what_no_step_could_use_is_said_at_once(folder, option, message):
+    """Without the checks of a command line, too."""
+    with pytest.raises(ConfigError, match=message):
+        build(folder, option)
 
 
 def test_rollouts_depend_on_seed_step_and_prefix_alone(folder):

@@ -356,13 +356,31 @@ def test_a_batch_that_teaches_nothing_has_a_gradient_of_zero(folder):
             ["algo.samples=1", "algo.candidates.original=false"], JUDGE,
             "algo.samples=1: without the original there is nothing to compare",
         ),
+        (
+            ["algo.pairing=top_k_bottom_k", "algo.k=3"], JUDGE,
+            r"algo.k=3: a pool has 5 candidates .*; allowed 1 \.\. 2, or more of them",
+        ),
+        (
+            ["algo.pairing=top_k_bottom_k", "algo.k=50", "algo.candidates.original=false"], JUDGE,
+            r"algo.k=50: a pool has 4 candidates .*; allowed 1 \.\. 2",
+        ),
     ],
-    ids=["rows", "reference", "judge", "samples"],
+    ids=["rows", "reference", "judge", "samples", "pairs", "many_pairs"],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_a_network_is_built(folder, more, judge, message):
     cfg = configure(folder, folder / "unused", *more, judge=judge)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match=message):
         patch.setattr(OnlinePreference, "_prepare", lambda *_: pytest.fail("it was built"))
+        build_algorithm(cfg, LanguageData(cfg))
+
+
+def test_so_many_pairs_as_a_full_pool_has(folder):
+    """Four rollouts and the original are two pairs, with a rewrite three; k is of one pairing."""
+    rewrite = "+algo.candidates.rewrite={_target_:decoding.rewrite.Rewriter}"
+    for more in (["algo.pairing=top_k_bottom_k", "algo.k=2"],
+                 ["algo.pairing=top_k_bottom_k", "algo.k=3", f"+{rewrite}"],
+                 ["algo.k=50"]):  # fmt: skip
+        cfg = configure(folder, folder / "unused", *more)
         build_algorithm(cfg, LanguageData(cfg))
 
 

@@ -11,6 +11,7 @@ from evaluation.kind_likelihood import PARTS
 from runtime.errors import ConfigError
 from runtime.validation import validate
 from tests.block_runs import build, configure, fit, interrupt
+from tests.support import compose_config
 from tests.test_two_ranks import DDP, launch
 from tests.thoughts import rows, thoughts
 
@@ -145,6 +146,23 @@ def test_weights_are_checked(folder, tmp_path):
     cfg = configure(folder, tmp_path, "sft_thoughts", "algo.weights.thought=-1", data=thoughts)
     with pytest.raises(ConfigError, match=r"algo\.weights\.thought=-1: wrong value; allowed: a nu"):
         validate(cfg)
+    other = "+algo.weights.foo=2"
+    with pytest.raises(ConfigError, match=r"weights\.foo=2: .*allowed: text, thought, delimiter"):
+        build(folder, "sft_thoughts", other, data=thoughts)
+    cfg = configure(folder, tmp_path, "sft_thoughts", other, data=thoughts)
+    with pytest.raises(ConfigError, match=r"algo\.weights=\{.*'foo': 2\}: wrong value; allowed"):
+        validate(cfg)
+
+
+def test_prefixes_have_no_thoughts_to_learn():
+    base = ("model=tiny_thinker", "data=thoughts", "data.files=rows.jsonl", "trainer=cpu")
+    cut = (*base, "data.form=prefixes")
+    with pytest.raises(ConfigError, match=r"data\.form=prefixes: .*allowed: interleaved, raw .*or"):
+        validate(compose_config("algo=sft_thoughts", *cut))
+    # The raw arm is asked for; others learn from prefixes, and such a model writes on from them.
+    validate(compose_config("algo=sft_thoughts", *base, "data.form=raw"))
+    validate(compose_config("algo=sft_raw", *cut))
+    validate(compose_config("algo=sft_thoughts", "mode=reward_gate", *cut))
 
 
 def cost(run_dir):

@@ -85,6 +85,14 @@ def test_a_damaged_middle_is_named(tmp_path, line, problem):
         Journal(path)
 
 
+def test_what_is_no_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be opened .*directory.*; allowed: "):
+        Journal(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/j\.jsonl: cannot be opened .*; allowed: the path"):
+        Journal(tmp_path / "file" / "j.jsonl")
+
+
 def test_an_id_comes_once(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.append({"id": "a"})

@@ -214,7 +214,7 @@ def test_halves_are_the_text(one, marker):
     ("chunking", "message"),
     [
         ({"mode": "any"}, r"data\.chunking\.mode=any: allowed contiguous, fixed, marker"),
-        ({"mode": "marker"}, r"data\.chunking\.marker=None: .* needs the text"),
+        ({"mode": "marker"}, r"data\.chunking\.marker=null: .* needs the text"),
         (
             {"mode": "contiguous", "max_len": 7},
             r"data\.chunking\.max_len=7: allowed at least 8, two chunks of .*suffix_len=4",
@@ -313,3 +313,33 @@ def test_rows_of_an_earlier_edition_are_not_taken_for_these(tmp_path, monkeypatc
     # Without an edition the key is that of caches which are older than editions.
     chat = {"_target_": "data.chat_encoding.ChatEncoder", "thinking": True}
     assert _encoder_identity(chat) == fingerprint(chat)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("data.chunking.suffix_len=16", "data.chunking.prefix_len=32"),
+            r"no document makes a row with data\.chunking\.min_source_tokens=640,"
+            r" data\.chunking\.prefix_len=32, data\.chunking\.suffix_len=16 \(\d+ documents",
+        ),
+        (
+            (
+                "data.chunking.mode=marker",
+                "data.chunking.marker=Answer:",
+                "data.chunking.suffix_len=16",
+            ),
+            r"no document makes a row with data\.chunking\.marker=Answer: \(",
+        ),
+    ],
+    ids=["short", "unmarked"],
+)
+def test_what_leaves_out_every_document_is_named(tmp_path, options, message):
+    (tmp_path / "some.txt").write_text("".join(f"text {n}\n\n" for n in range(20)))
+    cfg = compose_config(
+        "algo=sft_raw", *TINY, f"data.files={tmp_path}/some.txt", "data.split_paragraphs=true",
+        *options, f"paths.cache_dir={tmp_path}",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=message) as error:
+        LanguageData(cfg).rows("train")
+    assert "model.length" not in str(error.value) and "; allowed: values that" in str(error.value)

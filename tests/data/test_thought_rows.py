@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from data.blocks import IDS, RESPONSE, PackingReport
 from data.errors import DataError
+from data.left_out import deciding_keys
 from data.parts import DELIMITER, KIND, TEXT, THOUGHT
 from data.thought_rows import SHARES, ThoughtEncoder, ThoughtFiles, delimiter_id, share_of
 from data.thoughts import Delimiters, Insertion, Limits, splice
 from data.tokenization import added_ids, special_ids, with_mask_token
 from dataloader import LanguageData
 from models.tiny_causal import byte_tokenizer
+from runtime.errors import ConfigError
 from runtime.validation import validate
 from tests.support import compose_config
 
@@ -264,3 +266,40 @@ def test_batches_of_every_form(tmp_path, form):
         # Two rows of every document, with the same text.
         assert {len(texts) for texts in source.values()} == {2}
         assert all(len(set(texts)) == 1 for texts in source.values())
+
+
+def prefixes_of(folder, *overrides):
+    cfg = compose_config(
+        "algo=sft_raw", "model=tiny_causal", 'model.extra_tokens=["<think>","</think>"]',
+        "data=thoughts", f"data.files={folder}/rows.jsonl", "data.form=prefixes",
+        "data.valid_fraction=0.3", f"paths.cache_dir={folder}/cache", *overrides,
+    )  # fmt: skip
+    return LanguageData(cfg)
+
+
+def test_what_leaves_out_every_document_is_named(tmp_path):
+    write(tmp_path / "rows.jsonl", 20)
+    with pytest.raises(DataError, match=r"with data\.min_prefix=128, data\.min_suffix=64 \(\d+ do"):
+        prefixes_of(tmp_path).rows("train")
+    limits = ("data.limits.min_thoughts=7", "data.min_prefix=1", "data.min_suffix=1")
+    with pytest.raises(DataError, match=r"with data\.limits\.min_thoughts=7 \(") as error:
+        prefixes_of(tmp_path, *limits).rows("train")
+    assert "rejected (too few thoughts)" in str(error.value)
+    # What leaves out most comes first.
+    report = PackingReport(documents=6, short_documents=2, unmarked_documents=1)
+    report.rejected_documents |= {"unbalanced": 3}
+    data = {"open": "<a>", "min_prefix": 5, "limits": {"min_thoughts": 0}}
+    assert deciding_keys(data, report) == [
+        "data.open=<a>", "data.close=null", "data.min_prefix=5", "data.min_suffix=null",
+        "data.limits.min_thoughts=0",
+    ]  # fmt: skip
+    assert deciding_keys({}, PackingReport(documents=6)) == []
+
+
+@pytest.mark.parametrize("algo", ["rlmt", "online_dpo"])
+def test_whole_texts_are_no_prefixes(algo):
+    asked = ("model=tiny_thinker", "data=thoughts", "data.files=rows.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.form=interleaved: rows without a prefix, and"):
+        validate(compose_config(f"algo={algo}", *asked))
+    validate(compose_config(f"algo={algo}", *asked, "data.form=prefixes"))
+    validate(compose_config("algo=sft_thoughts", *asked))

@@ -189,13 +189,37 @@ def test_a_boundary_that_the_model_wrote_need_not_count():
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "0 tokens"), ([5, 6], "opening delimiter"), ([5] * 1020 + [OPEN], "1021 tokens")],
+    [
+        ([], "0 tokens"),
+        ([5, 6], "opening delimiter"),
+        # 1024 positions, 6 of a thought, its delimiter, and 7 of a suffix.
+        (
+            [5] * 1020 + [OPEN],
+            r"1021 tokens, and the model has room for 1010 beside algo\.thought_tokens=6 and"
+            r" algo\.suffix_tokens=7; allowed: 1 \.\. 1010, or fewer",
+        ),
+    ],
     ids=["empty", "unopened", "long"],
 )
 def test_prompts_that_cannot_be_are_named(target, settings, prompt, message):
     with pytest.raises(ValueError, match=message) as error:
         sampler(target, settings).sample([("one", prompt)], 1)
     assert "'one'" in str(error.value)
+
+
+def test_limits_that_leave_no_room_for_a_prefix(target, settings):
+    """The model has 1024 positions: an opening delimiter, a closing one, and 1022 to be shared."""
+    room = replace(settings, thought_tokens=1015, suffix_tokens=7)
+    LocalRollouts(target.model, room)._check("a", [OPEN], 1016, "a thought")
+    over = LocalRollouts(target.model, replace(room, thought_tokens=1016, section="mode"))
+    with pytest.raises(
+        ValueError, match=r"^mode\.thought_tokens=1016 and mode\.suffix_tokens=7: "
+    ) as e:
+        over.sample(PROMPTS, 1)
+    assert str(e.value).endswith("in the 1024 tokens of the model; allowed: together at most 1022")
+    over = LocalRollouts(target.model, replace(settings, suffix_tokens=1024))
+    with pytest.raises(ValueError, match=r"^algo\.suffix_tokens=1024: .*; allowed: at most 1023$"):
+        over.continuations(PROMPTS, 1)
 
 
 @pytest.mark.parametrize(
@@ -208,3 +232,9 @@ def test_prompts_that_cannot_be_are_named(target, settings, prompt, message):
 def test_settings_outside_their_range(settings, name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         replace(settings, **{name: value})
+
+
+def test_delimiters_are_two_tokens_or_none(settings):
+    with pytest.raises(ValueError, match=f"close_id={OPEN}: allowed another token than open_id"):
+        replace(settings, close_id=OPEN)
+    replace(settings, open_id=-1, close_id=-1)

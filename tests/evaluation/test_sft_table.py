@@ -52,9 +52,10 @@ def test_arms_on_other_rows_are_said_to_be():
     [
         ({"val_loss_raw": None}, "arm 'x': no val_loss_raw; allowed: metrics.json of mode=sft_ev"),
         ({"arm": "raw_base SFT"}, "two arms are called 'raw_base SFT'"),
-        ({"tokens_seen": "many"}, "'many' in a table of arms: allowed: a number"),
+        ({"tokens_seen": "many"}, "tokens_seen='many' in a table of arms: allowed: a number"),
+        ({"arm": ["a"]}, r"arm=\['a'\] in a table of arms: allowed: a text"),
     ],
-    ids=["missing", "twice", "text"],
+    ids=["missing", "twice", "text", "list"],
 )
 def test_arms_that_make_no_table(change, message):
     with pytest.raises(DataError, match=message):

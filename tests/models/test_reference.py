@@ -1,10 +1,12 @@
 """The weights of the reference: how they follow by hand, in place and back, kept and restored."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
-from models.reference import ReferenceWeights
+from models.reference import OPTIONS, ReferenceWeights
 
 
 def parameters(*values):
@@ -115,3 +117,7 @@ def test_of_another_model():
 def test_bad_options(options, said):
     with pytest.raises(ValueError, match=said):
         ReferenceWeights(parameters(1.0), **options)
+
+
+def test_the_options_that_are_named():
+    assert tuple(inspect.signature(ReferenceWeights).parameters)[1:] == OPTIONS

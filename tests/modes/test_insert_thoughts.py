@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.annotation import Passage, in_passages, read_documents, source_sha
+from data.annotation import Annotated, Passage, in_passages, read_documents, source_sha
 from data.errors import DataError
 from data.thought_rows import ThoughtFiles
 from data.thoughts import Delimiters, Limits, strip_thoughts
@@ -127,7 +127,16 @@ def test_other_options_are_refused(tmp_path, change, message):
 
 def test_a_delimiter_in_the_text_is_refused_or_taken_apart(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "<think> 1 + 2 =\\nAnswer: 3"}\n')
-    assert run(config(tmp_path))["rejected/delimiter_in_text"] == 1
+    # Once more is no other end: what was refused is not asked for again.
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"out: no rows of 1 passages \(1 delimiter_in_text; see"
+        ):
+            run(config(tmp_path))
+    (refused,) = rows_of(tmp_path, "rejected.jsonl")
+    assert refused["reason"] == "delimiter_in_text" and rows_of(tmp_path) == []
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["status"] == "done" and manifest["counts"]["rejected/delimiter_in_text"] == 1
     out = f"mode.output={tmp_path}/out2"
     assert run(config(tmp_path, "mode.delimiter_in_text=escape", out))["escaped"] == 1
     (row,) = list(ThoughtFiles(f"{tmp_path}/out2/rows.jsonl").read(tmp_path / "out2/rows.jsonl"))
@@ -270,10 +279,25 @@ def test_a_model_of_random_weights_is_refused_by_reason(tmp_path):
         "model=tiny_causal", "model.num_hidden_layers=1", "mode.max_new_tokens=4",
         "mode.annotator.retries=1",
     )  # fmt: skip
-    metrics = run(config(tmp_path, *tiny, annotator="teacher"))
+    with pytest.raises(DataError, match=r"no rows of 4 passages \(.*; allowed: another mode\.outp"):
+        run(config(tmp_path, *tiny, annotator="teacher"))
+    metrics = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     assert metrics["rejected"] == metrics["passages"] == 4 and metrics["rows"] == 0
     reasons = {name: count for name, count in metrics.items() if name.startswith("rejected/")}
     assert set(reasons) <= {"rejected/cut_off", "rejected/not_json"} and sum(reasons.values()) == 4
     assert metrics["attempts"] == 2.0
     with pytest.raises(ConfigError, match=r"model=nano: not a model that answers"):
         run(config(tmp_path, annotator="teacher"))
+
+
+def test_what_nobody_answered_may_be_asked_again(tmp_path, monkeypatch):
+    write(tmp_path / "d.jsonl", 2)
+
+    def silent(self, passages):
+        yield from (Annotated(one.id, error="no answer") for one in passages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkedSums, "annotate", silent)
+        with pytest.raises(DataError, match=r"3 passages \(3 failed; .*; allowed: run again for"):
+            run(config(tmp_path))
+    assert run(config(tmp_path))["rows"] == 2

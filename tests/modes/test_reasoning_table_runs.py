@@ -114,6 +114,11 @@ def test_which_arms_benchmarks_and_comparisons(tmp_path, monkeypatch):
     assert deltas == ["delta_mean/b-c/y", "delta_mean/b-c/Macro"]
     with pytest.raises(ConfigError, match=r"mode\.comparisons: no arm d; allowed: pairs \[RIGH"):
         table(tmp_path, *chosen, "mode.comparisons=[[d,c]]")
+    with pytest.raises(ConfigError, match=r"mode\.comparisons: \[a,a\] is one arm twice; allowed"):
+        table(tmp_path, *chosen, "mode.comparisons=[[b,c],[a,a]]")
+    table(tmp_path, chosen[0], "mode.arms=[a,c]", chosen[2])
+    notes = json.loads((tmp_path / "table" / "reasoning_table.json").read_text())["notes"]
+    assert notes[-1] == f"rows: {tmp_path}/run/a/y.jsonl, {tmp_path}/run/c/y.jsonl"
     with pytest.raises(ConfigError, match=r"mode\.arms=\[d\]: no d; allowed: a, b, c"):
         table(tmp_path, chosen[0], "mode.arms=[d]")
     with pytest.raises(ConfigError, match=r"mode\.comparisons=.*\[\[RIGHT,LEFT\],\.\.\.\]"):

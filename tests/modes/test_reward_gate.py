@@ -371,8 +371,11 @@ def test_tables_that_cannot_be(done, tmp_path):
 REFUSED = {
     "mode.checkpoints=null": r"mode\.checkpoints=null: no arms",
     "mode.checkpoints.think_base=none.ckpt": r"think_base=none\.ckpt: no such file",
-    "mode.temperature=0": r"temperature=0\.0: allowed a number in \(0, inf\)",
-    "mode.prefixes=999": r"mode\.prefixes=999: the validation split of data=prefix_suffix has \d+",
+    "mode.temperature=0": r"mode\.temperature=0: wrong value; allowed: a number in \(0, inf\)",
+    "mode.prefixes=999": r"mode\.prefixes=999: the validation split of data=prefix_suffix has \d+"
+    r" rows; allowed: .* or eval\.split=train of a share that nothing was trained on",
+    "mode.thought_tokens=3000": r"mode\.thought_tokens=3000 and mode\.suffix_tokens=6: leave no ",
+    "mode.open='</think>'": r"mode\.close=</think>: the same as mode\.open; allowed: another one",
     "mode.open=think": r"mode\.open=think: 5 tokens of this model; allowed: a text that is one",
 }
 
@@ -382,6 +385,60 @@ def test_refusals(folder, tmp_path, change):
     with pytest.raises(ValueError, match=REFUSED[change]):
         reward_gate.run(configured(folder, tmp_path, change))
     assert not (tmp_path / "arms").exists()
+
+
+def test_settings_out_of_range_name_their_keys(folder, tmp_path):
+    cfg = configured(folder, tmp_path)
+    cfg.mode.temperature = 0.0
+    with pytest.raises(
+        ConfigError, match=r"^mode\.temperature=0\.0: allowed a number in \(0, inf\)"
+    ):
+        reward_gate.settings_of(cfg, 0, 1, ())
+
+
+def test_whole_texts_are_no_prefixes(folder, tmp_path, monkeypatch):
+    """A checkpoint that was fine-tuned on texts brings these along."""
+    cfg, open_arm = configured(folder, tmp_path), reward_gate.open_arm
+
+    def opened(cfg, path):
+        found = open_arm(cfg, path)
+        found.cfg.data = {**found.cfg.data, "form": "interleaved"}
+        return found
+
+    monkeypatch.setattr(reward_gate, "open_arm", opened)
+    message = r"data\.form=interleaved: rows without a prefix .*; allowed: data\.form=prefixes$"
+    with pytest.raises(DataError, match=message):
+        reward_gate.draw_prefixes(cfg, f"{folder}/{ARMS[0]}.ckpt")
+
+
+def test_arms_that_are_named_have_to_be_there(folder, done, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(done[0], run_dir)
+    one = tmp_path / "one"
+    (one / "arms").mkdir(parents=True)
+    shutil.copy(run_dir / "arms" / "think_base.jsonl", one / "arms" / "other.jsonl")
+    table = ("mode=gate_table", f"mode.runs=[{one}]")
+    # 1. Names that the mode has by itself need not be those of arms: it is said.
+    metrics = gate_table.run(compose_config(*table, run_dir=tmp_path / "t"))
+    said = "go/no-go of arms not compared: there is no arm think_base and no arm think_phase3"
+    assert said in capsys.readouterr().out and said in (tmp_path / "t" / "gate.md").read_text()
+    assert "go_no_go/phase3_higher_mean_reward" not in metrics
+    assert "not compared" not in (done[0] / "gate.md").read_text()
+    # 2. Those that the user gives have to be, before anything is sampled.
+    monkeypatch.setattr("modes.gate_arms.overridden_keys", lambda: ["mode.base_arm"])
+    named = "mode.base_arm=nobody"
+    missing = r"mode\.base_arm=nobody: there is no arm nobody; allowed: "
+    with pytest.raises(ConfigError, match=missing + "other$"):
+        gate_table.run(compose_config(*table, named, run_dir=tmp_path / "t"))
+    # An arm of an earlier run in the folder is one of its arms.
+    with pytest.raises(ConfigError, match=missing + "think_phase3, think_base$"):
+        reward_gate.run(configured(folder, run_dir, named, arms=ARMS[1:]))
+    # 3. An order has no name by itself.
+    with pytest.raises(
+        ConfigError, match=r"mode\.order=\[other,b\]: there is no arm b; allowed: ot"
+    ):
+        order = ("mode.base_arm=other", "mode.order=[other,b]")
+        gate_table.run(compose_config(*table, *order, run_dir=tmp_path / "t"))
 
 
 def test_without_a_judge(folder, tmp_path):

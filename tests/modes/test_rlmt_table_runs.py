@@ -49,6 +49,8 @@ def test_the_table_of_two_runs(tmp_path, capsys):
     ({"completed_steps": -1}, "completed_steps=-1; allowed: an integer >= 0"),
     ({"history": [{"reward_mean": "x"}]}, "history="),
     ({"arm": "b"}, "two runs are of arm b"),
+    ({"history": [{"kept_rate": 1.0, "kl": 0.1}]},
+     r"arm a: no step has reward_mean, .*; allowed: runs of algo=rlmt, rlmt_paper"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_refusals(tmp_path, changes, message):
     write(tmp_path / "b")

@@ -207,3 +207,22 @@ def test_only_its_own_checkpoints(runs, monkeypatch):
     monkeypatch.setattr(sft_eval, "open_checkpoint", lambda cfg: (object(), cfg))
     with pytest.raises(ConfigError, match="algo=mdlm: mode=sft_eval evaluates checkpoints of algo"):
         evaluate(runs[0], "refused")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_loss_raw": None}, r"two/metrics\.json: arm 'two': no val_loss_raw; allowed"),
+        ({"tok_per_sec": "fast"}, r"two/metrics\.json: tok_per_sec='fast' in a table of arms"),
+    ],
+    ids=["missing", "text"],
+)
+def test_a_bad_file_is_named(tmp_path, change, message):
+    for arm in ("one", "two"):
+        names = ("primary_metric", "val_loss_raw", "val_loss_selected")
+        found = {"arm": arm, **dict.fromkeys(names, 2.0)} | (change if arm == "two" else {})
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / "metrics.json").write_text(json.dumps(found))
+    runs = f"mode.runs=[{tmp_path}/one,{tmp_path}/two]"
+    with pytest.raises(DataError, match=message):
+        sft_table.run(compose_config("mode=sft_table", runs, run_dir=tmp_path / "table"))

@@ -72,6 +72,27 @@ WRONG = [
     (["callbacks.checkpoints._target_=os.system"], "callbacks.checkpoints._target_=os.system"),
     (["block_size=${nowhere}"], "nowhere"),
     (["~optim.lr"], "optim.lr: missing"),
+    (
+        ["reward=judge_local", "model@reward.backend.target=tiny"],
+        "reward.backend.target=tiny: no causal language model; allowed: model@reward.backend.",
+    ),
+    (["judge=local", "model@judge.backend.target=small"], "judge.backend.target=small: no causal"),
+    (["judge=local", "model@judge.backend.target=nano"], "judge.backend.target={...}: no causal"),
+    (["judge=local", "judge.backend.target=null"], "judge.backend.target=null: no causal"),
+    (
+        [
+            "reward=combined",
+            "judge/backend@reward.parts.safety.backend=local",
+            "model@reward.parts.safety.backend.target=tiny",
+            "reward.parts.factuality.backend.generator.model=a",
+        ],
+        "reward.parts.safety.backend.target=tiny: no causal",
+    ),
+    (
+        ["reward=judge_local", "reward.cache=/"],
+        "reward.cache=/: wrong value; allowed: the path of a file (no folder), null",
+    ),
+    (["judge=local", "judge.cache=/tmp"], "judge.cache=/tmp: wrong value"),
 ]
 
 

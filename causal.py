@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from algorithm import Likelihood
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import RolloutSettings
 from models.causal import decoding_copy
 from objectives.block_layout import block_layout
 from objectives.likelihood import masked_cross_entropy, row_sums

@@ -19,7 +19,7 @@ from data.blocks import IDS, Block, PackingReport
 from data.encoding import encode_documents
 from data.errors import DataError
 from data.fingerprint import fingerprint
-from data.left_out import are_all_left_out, deciding_keys
+from data.left_out import why_empty
 from data.ordering import (
     GlobalBatchSampler,
     MicroBatch,
@@ -173,26 +173,11 @@ class LanguageData(L.LightningDataModule):
         if split not in self._rows:
             rows = self._open_rows(split)
             if not len(rows):
-                raise DataError(self._nothing_in(split, rows.report))
+                length = self.config.model.length
+                data = to_plain(self.config.data)
+                raise DataError(f"{split} split of {why_empty(data, length, rows.report)}")
             self._rows[split] = rows
         return self._rows[split]
-
-    def _nothing_in(self, split: str, report: PackingReport) -> str:
-        """Why a split has no row."""
-        data = to_plain(self.config.data)
-        keys = deciding_keys(data, report)
-        length = f"model.length={self.config.model.length}"
-        if keys and are_all_left_out(report):
-            return (
-                f"{split} split of {data['name']!r}: no document makes a row with"
-                f" {', '.join(keys)} ({report}); allowed: values that leave some in, or other"
-                " documents"
-            )
-        more = f"; see also {', '.join(keys)}" if keys else ""
-        return (
-            f"{split} split of {data['name']!r} does not fill one row of {length} tokens"
-            f" ({report}){more}"
-        )
 
     def packing_report(self, split: str) -> PackingReport:
         """What became of the documents of a split; its rows are packed if need be."""

@@ -34,7 +34,8 @@ from causal import CausalAlgorithm
 from data.errors import DataError
 from data.journal import encode_row
 from decoding.branches import Branches
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import RolloutSettings
 from evaluation.rollout_metrics import alerts
 from models.causal import forget_decoding_copy
 from models.reference import OPTIONS, ReferenceWeights

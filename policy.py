@@ -24,7 +24,7 @@ from torch import Tensor
 from algorithm import LossTerms
 from decoding.branches import branches
 from decoding.categorical import nucleus
-from decoding.rollout import Rollout, RolloutSettings
+from decoding.rollout_record import Rollout, RolloutSettings
 from decoding.rollout_server import ERROR, GeneratorRollouts, ServerRollouts
 from evaluation.rollout_metrics import rollout_metrics
 from objectives.advantages import ADVANTAGES, group_advantages

@@ -23,7 +23,7 @@ from torch import Tensor
 from algorithm import LossTerms
 from decoding.branches import branches
 from decoding.rewrite import Rewriter
-from decoding.rollout import Rollout, RolloutSettings
+from decoding.rollout_record import Rollout, RolloutSettings
 from evaluation.preference_metrics import pool_metrics, preference_alerts
 from objectives.likelihood import row_sums
 from objectives.policy_gradient import k3

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timer import time_steps  # noqa: E402
 from decoding.branches import branches  # noqa: E402
-from decoding.rollout import Rollout  # noqa: E402
+from decoding.rollout_record import Rollout  # noqa: E402
 from evaluation.tables import text_table  # noqa: E402
 from models.backbone import Backbone  # noqa: E402
 from models.precision import use_fastest_exact_matmul  # noqa: E402

@@ -31,12 +31,8 @@ from omegaconf import OmegaConf  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import GenerationConfig, PreTrainedModel  # noqa: E402
 
-from decoding.rollout import (  # noqa: E402
-    LocalRollouts,
-    Rollout,
-    RolloutSettings,
-    sampling_distribution,
-)
+from decoding.rollout import LocalRollouts, sampling_distribution  # noqa: E402
+from decoding.rollout_record import Rollout, RolloutSettings  # noqa: E402
 from evaluation.tables import text_table  # noqa: E402
 from models.causal import CausalTarget  # noqa: E402
 from models.precision import use_fastest_exact_matmul  # noqa: E402

@@ -19,6 +19,26 @@ _SHORT = {
 }
 
 
+def why_empty(data: Mapping[str, Any], length: int, report: PackingReport) -> str:
+    """What is said of a split without a row: the data by name, and which keys left out what.
+
+    Args:
+        data: the section of the configuration.
+        length: tokens of a row.
+        report: what became of the documents.
+    """
+    keys = deciding_keys(data, report)
+    if keys and are_all_left_out(report):
+        return (
+            f"{data['name']!r}: no document makes a row with {', '.join(keys)} ({report}); allowed:"
+            " values that leave some in, or other documents"
+        )
+    more = f"; see also {', '.join(keys)}" if keys else ""
+    return (
+        f"{data['name']!r} does not fill one row of model.length={length} tokens ({report}){more}"
+    )
+
+
 def deciding_keys(data: Mapping[str, Any], report: PackingReport) -> list[str]:
     """The keys, KEY=VALUE, that decided that documents were left out, in the order of their number.
 

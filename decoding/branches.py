@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decoding.rollout import Rollout
+from decoding.rollout_record import Rollout
 
 
 class Branches(NamedTuple):

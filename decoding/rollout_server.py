@@ -24,7 +24,8 @@ from decoding.generate import (
     GenerationSettings,
     Generator,
 )
-from decoding.rollout import Rollout, RolloutSettings, check_opened
+from decoding.rollout import check_opened
+from decoding.rollout_record import Rollout, RolloutSettings
 from decoding.server import ServerGenerator
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from data.errors import DataError
 from data.fingerprint import fingerprint
 from data.journal import Journal
-from decoding.rollout import Rollout
+from decoding.rollout_record import Rollout
 from objectives.keyed import keyed_uniform
 from rewards.continuation import Case, ContinuationReward
 

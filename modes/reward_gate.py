@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.fingerprint import files_fingerprint, fingerprint
 from data.journal import Journal
 from data.storage import exclusive
-from decoding.rollout import RolloutSettings
+from decoding.rollout_record import RolloutSettings
 from evaluation.gate import gate
 from evaluation.gate_run import ArmRun, GatePrefix, Row, identity
 from modes.benchmark_folder import FOLDER

@@ -45,7 +45,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from algorithm import Algorithm
-from decoding.rollout import RolloutSettings
+from decoding.rollout_record import RolloutSettings
 from evaluation.gate_run import deranged
 from evaluation.tables import text_table
 from evaluation.thought_probe import probe_cells, thought_probe

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from decoding.rollout import Rollout
+from decoding.rollout_record import Rollout
 from rewards.tournament import Scored
 
 SOURCES = ORIGINAL, REWRITE, ROLLOUT = ("original", "rewrite", "rollout")

@@ -8,7 +8,7 @@ import torch
 from callbacks.metrics_csv import read_metrics
 from checkpointing import load_full_state
 from decoding.generate import GenerationRequest, GenerationSettings
-from decoding.rollout import RolloutSettings
+from decoding.rollout_record import RolloutSettings
 from modes.audit import check_rates, check_steps
 from objectives import schedules
 from online import OnlineAlgorithm

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.errors import DataError
-from decoding.rollout import Rollout
+from decoding.rollout_record import Rollout
 from online import Prefix
 from runtime.errors import ConfigError
 from tests.online_runs import build

@@ -381,7 +381,7 @@ def test_so_many_pairs_as_a_full_pool_has(folder):
                  ["algo.pairing=top_k_bottom_k", "algo.k=3", f"+{rewrite}"],
                  ["algo.k=50"]):  # fmt: skip
         cfg = configure(folder, folder / "unused", *more)
-        build_algorithm(cfg, LanguageData(cfg))
+        assert build_algorithm(cfg, LanguageData(cfg)).config["algo"]["k"] == cfg.algo.k
 
 
 def table(run_dir):

@@ -3,7 +3,8 @@
 import torch
 
 from benchmarks.rollouts import by_generate, furthest, resident_mib
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import RolloutSettings
 from models.tiny_causal import tiny_causal
 
 

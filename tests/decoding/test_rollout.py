@@ -7,7 +7,8 @@ import torch
 
 from decoding.branches import branches
 from decoding.categorical import nucleus
-from decoding.rollout import LocalRollouts, Rollout, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import Rollout, RolloutSettings
 from models.backbone import Backbone
 from models.tiny_causal import tiny_causal
 from objectives.token_log_probs import token_log_probs

@@ -8,7 +8,7 @@ import torch
 
 from decoding.generate import GenerationResult
 from decoding.local import LocalGenerator
-from decoding.rollout import RolloutSettings
+from decoding.rollout_record import RolloutSettings
 from decoding.rollout_server import ERROR, GeneratorRollouts, ServerRollouts, stage_settings
 from models.tiny_causal import tiny_causal
 from objectives.token_log_probs import token_log_probs

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from decoding.rollout import LocalRollouts, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import RolloutSettings
 from models.grouped_attention import NAME
 from models.row_cache import RowCache, prefill
 from models.shared_prefix import PrefixCache

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data.errors import DataError
-from decoding.rollout import LocalRollouts, Rollout
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import Rollout
 from evaluation.gate_run import deranged
 from modes import gate_folder, gate_table, reward_gate, train
 from modes.gate_folder import read_arms, read_prefixes

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from decoding.rollout import LocalRollouts, Rollout, RolloutSettings
+from decoding.rollout import LocalRollouts
+from decoding.rollout_record import Rollout, RolloutSettings
 from decoding.rollout_server import ERROR
 
 

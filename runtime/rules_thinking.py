@@ -6,7 +6,7 @@ from runtime.config import targets
 from runtime.errors import ConfigError
 
 _CHOICE = "rewards.judge_backends.ConstrainedChoice"
-_FINETUNE = "finetune.ThoughtFinetune"
+_FINETUNE, _POLICY = "finetune.ThoughtFinetune", "policy.ThoughtPolicy"
 
 
 def check_thinking(cfg: DictConfig) -> None:
@@ -21,7 +21,13 @@ def check_thinking(cfg: DictConfig) -> None:
 
 
 def _check_judges(cfg: DictConfig) -> None:
-    """A judge in this process reads likelihoods, so it is a causal model."""
+    """What learns from rewards has no use for comparisons; and a judge in this process reads
+    likelihoods, so it is a causal model."""
+    if cfg.mode.name == "train" and cfg.algo.get("_target_") == _POLICY and cfg.get("judge"):
+        raise ConfigError(
+            f"judge: algo={cfg.algo.name} learns from reward=NAME and asks no judge; allowed:"
+            " ~judge"
+        )
     for group in ("judge", "reward"):
         for key, name in targets(cfg.get(group), group):
             if name == _CHOICE:

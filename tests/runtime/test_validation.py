@@ -93,6 +93,18 @@ WRONG = [
         "reward.cache=/: wrong value; allowed: the path of a file (no folder), null",
     ),
     (["judge=local", "judge.cache=/tmp"], "judge.cache=/tmp: wrong value"),
+    (
+        [
+            "algo=rlmt_paper",
+            "model=tiny_thinker",
+            "data=thoughts",
+            "data.form=prefixes",
+            "data.files=a.jsonl",
+            "reward=verifiable",
+            "judge=verifiable",
+        ],
+        "judge: algo=rlmt_paper learns from reward=NAME and asks no judge; allowed: ~judge",
+    ),
 ]
 
 

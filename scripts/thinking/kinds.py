@@ -17,7 +17,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data.errors import DataError  # noqa: E402
-from data.files import read_objects  # noqa: E402
 from data.storage import atomic_file  # noqa: E402
 from data.worked_sums import sums_of, worked  # noqa: E402
 from evaluation.benchmark_report import markdown  # noqa: E402
 from evaluation.gate import documents_of, groups_of  # noqa: E402
 from evaluation.gate_report import digits  # noqa: E402
 from evaluation.grouped import Measure  # noqa: E402
+from modes.gate_folder import read_arms  # noqa: E402
 
 KINDS = ("idle", "right", "wrong", "other")
 _IDLE = re.compile(r"\d+ terms to add up")
@@ -96,26 +96,16 @@ def _cells(measure: Measure) -> list[str]:
     return [digits(measure.value, 3), "-" if measure.low is None else f"[{low}, {high}]"]
 
 
-def read_arms(gate: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rollouts of every arm, by name.
-
-    Raises:
-        DataError: there are none.
-    """
-    paths = sorted((gate / "arms").glob("*.jsonl"))
-    if not paths:
-        raise DataError(f"{gate}: no arms/*.jsonl; allowed: the folder of a mode=reward_gate")
-    for path in paths:
-        yield path.stem, [row for _, row in read_objects(path)]
-
-
 def write_kinds(gate: Path, out: Path) -> None:
     """The table of a gate's arms.
 
     Raises:
         DataError: a folder without arms, or prefixes without sums.
     """
-    kinds = [kind for arm, rows in read_arms(gate) for kind in kinds_of(arm, rows)]
+    arms = read_arms([gate])
+    if not arms:
+        raise DataError(f"{gate}: no arms/*.jsonl; allowed: the folder of a mode=reward_gate")
+    kinds = [kind for arm, rows in arms.items() for kind in kinds_of(arm, rows)]
     out.mkdir(parents=True, exist_ok=True)
     notes = "Shares are of all thoughts of an arm; 95 % draws documents."
     with atomic_file(out / "thought_kinds.md", "OUT_FOLDER") as file:

@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import DataError
 from data.worked_sums import idle, worked
-from scripts.thinking.kinds import kind_of, kinds_of, read_arms, write_kinds
+from scripts.thinking.kinds import kind_of, kinds_of, write_kinds
 
 
 @pytest.mark.parametrize(("thought", "kind"), [
@@ -49,8 +49,12 @@ def test_shares_are_of_all_and_rewards_of_the_judged():
 
 
 def test_the_files(tmp_path):
+    with pytest.raises(DataError, match=r"no arms/\*\.jsonl"):
+        write_kinds(tmp_path, tmp_path / "out")
     (tmp_path / "arms").mkdir()
-    rows = [row("a", "1 + 2 = 3", 1.0), row("b", "1 + 2 = 4", 0.0)]
+    more = {"k": 0, "reference": "3", "suffix": "3", "thought_tokens": 1, "suffix_tokens": 1,
+            "boundary_ids": [7], "closed_autonomously": True}  # fmt: skip
+    rows = [row("a", "1 + 2 = 3", 1.0) | more, row("b", "1 + 2 = 4", 0.0) | more]
     text = "".join(json.dumps(one) + "\n" for one in rows)
     (tmp_path / "arms" / "think.jsonl").write_text(text)
     write_kinds(tmp_path, tmp_path / "out")
@@ -58,5 +62,3 @@ def test_the_files(tmp_path):
     assert "| think | right | 1 | 0.500 | [0.000, 1.000] | 1.000 | [1.000, 1.000] |" in said
     found = json.loads((tmp_path / "out" / "thought_kinds.json").read_text())
     assert [one["kind"] for one in found] == ["right", "wrong"]
-    with pytest.raises(DataError, match=r"no arms/\*\.jsonl"):
-        list(read_arms(tmp_path / "out"))

@@ -160,9 +160,11 @@ class ThoughtEncoder:
                 rows = self._prefixes(texts, encode, report)
             else:
                 rows = self._whole(texts, encode, around, report)
+            # Of those left out, too: a document has one number in every form.
+            origin = [numbers.setdefault(name, len(numbers)) for name, _ in accepted]
             kept = [place for place, row in enumerate(rows) if row]
             if kept:
-                origins = [numbers.setdefault(accepted[place][0], len(numbers)) for place in kept]
+                origins = [origin[place] for place in kept]
                 whole = [[*rows[place], *end] for place in kept]
                 found = token_batch(whole, special, report, origins, with_kind=True)
                 report.tokens += int(found.lengths.sum())

@@ -103,12 +103,15 @@ def test_rows_of_one_source_have_one_origin():
     rows.append(row("a b", (1, "x"), source_sha="s"))
     (batch,) = ThoughtEncoder()(rows, TOKENIZER, SPECIAL, PackingReport())
     assert batch.origins.tolist() == [0, 1, 0, 2]
-    # Of two that are too short one is of a document with another row.
+    # Of two that are too short each is of a document with another row. A document has the same
+    # number in a form that leaves nothing out.
     rows = [row(text, (len(text) - 2, "x"), source_sha=sha) for text, sha in
             (("a b", "p"), ("long b", "q"), ("a b", "q"), ("longer b", "p"))]  # fmt: skip
     encoder = ThoughtEncoder(form="prefixes", min_prefix=3, min_suffix=1)
     (batch,) = encoder(rows, TOKENIZER, SPECIAL, PackingReport())
-    assert batch.origins.tolist() == [0, 1] and len(batch.lengths) == 2
+    assert batch.origins.tolist() == [1, 0] and len(batch.lengths) == 2
+    (batch,) = ThoughtEncoder()(rows, TOKENIZER, SPECIAL, PackingReport())
+    assert batch.origins.tolist() == [0, 1, 1, 0]
 
 
 def test_prefixes_are_cut_at_the_first_thought_that_leaves_enough():
